@@ -1,0 +1,245 @@
+"""Arguments, streams, and the one boundary where every error becomes an exit code."""
+
+import argparse
+import contextlib
+import errno
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import job
+from job import log
+from job.errors import (
+    ConfigError,
+    ExitCode,
+    JobError,
+    NoPermission,
+    OutOfMemory,
+    ReadWriteError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from job.config import Config
+
+COMMANDS = ("train", "check", "verify", "schema")
+DEFAULT_TERMINATION_LOG = "/dev/termination-log"
+
+
+def main(arguments: Sequence[str], started: float | None = None) -> int:
+    """Runs one command and returns its exit code.
+
+    `started` is when the process began, in seconds since the epoch.
+    """
+    log.configure(None, quiet=False)
+    result: str | None = None
+    try:
+        options = _parser().parse_args(_with_command(list(arguments)))
+        log.configure(options.log_format, quiet=options.quiet)
+        # Libraries print where they like; stdout is for the result alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            result = options.run(options, time.time() if started is None else started)
+    except JobError as error:
+        return _end(error.code, str(error), error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:  # noqa: BLE001  this is the boundary
+        known = _known(error)
+        if known is None:
+            traceback.print_exc()
+            return _end(ExitCode.SOFTWARE, f"{type(error).__name__}: {error}", error)
+        return _end(known.code, str(known), known)
+    return _finish(result)
+
+
+def _finish(result: str | None) -> int:
+    if result is not None:
+        try:
+            print(result, flush=True)
+        except BrokenPipeError:
+            # The reader has gone; the work is done all the same. Python would complain at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.OK
+
+
+def _end(code: ExitCode, reason: str, error: Exception) -> int:
+    """States code and reason on stderr's last line and in the termination log."""
+    if isinstance(error, ConfigError) and len(error.faults) > 1:
+        for fault in error.faults:
+            log.event("fault", fault, level=log.CRITICAL)
+        reason = f"{len(error.faults)} faults in the configuration, the first: {error.faults[0]}"
+    reason = " ".join(reason.split())
+    log.event("end", f"{code.name} ({code:d}): {reason}", level=log.CRITICAL, code=int(code))
+    _write_termination_log(code, reason)
+    return code
+
+
+def _write_termination_log(code: ExitCode, reason: str) -> None:
+    """One JSON object of at most 4,096 bytes; best effort, it never changes the code."""
+    path = os.environ.get("JOB_TERMINATION_LOG")
+    if path is None and os.path.exists(DEFAULT_TERMINATION_LOG):
+        path = DEFAULT_TERMINATION_LOG
+    if not path:
+        return
+    entry = {"code": int(code), "name": code.name, "reason": reason[:600]}
+    with contextlib.suppress(OSError), open(path, "w") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def _known(error: Exception) -> JobError | None:
+    """The operating system's errors, and torch's, as the job's own."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OutOfMemory(
+            "memory is not enough; lower train.batch_size, data.samples or model.hidden"
+        )
+    if isinstance(error, PermissionError):
+        return NoPermission(f"not permitted: {error}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ReadWriteError(f"the disk is full: {error}")
+    if isinstance(error, OSError) and error.errno is not None:
+        return ReadWriteError(f"reading or writing failed: {error}")
+    return None
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse would end the process with 2, which is never one of our codes."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `python -m job --help` shows what there is")
+
+
+def _with_command(arguments: list[str]) -> list[str]:
+    """`train` is the default command: `python -m job device=cpu` trains."""
+    first = next(iter(arguments), "--config")
+    general = first in ("-h", "--help", "--version")
+    option = first.startswith("-") or "=" in first
+    return ["train", *arguments] if option and not general else arguments
+
+
+def _parser() -> _Parser:
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        help="stderr for people or for programs; by default text on a terminal, else json",
+    )
+    common.add_argument(
+        "--quiet", action="store_true", help="print nothing but the result and what went wrong"
+    )
+    configured = _Parser(add_help=False)
+    configured.add_argument(
+        "--config", metavar="FILE", default="job.yaml", help="the configuration (job.yaml)"
+    )
+    configured.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="overrides a key of the configuration, train.epochs=3 for one",
+    )
+
+    parser = _Parser(prog="python -m job", description=job.__doc__)
+    parser.add_argument("--version", action="version", version=f"job {job.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    train = commands.add_parser(
+        "train",
+        parents=[common, configured],
+        help="train, export, verify and publish (the default)",
+    )
+    train.add_argument("--output", metavar="DIR", help="the output folder (output.dir)")
+    train.add_argument(
+        "--run-id", metavar="ID", help="the run's name; running a published id again exits 0"
+    )
+    train.set_defaults(run=_train)
+
+    check = commands.add_parser(
+        "check", parents=[common, configured], help="validate the configuration and print it"
+    )
+    check.set_defaults(run=_check)
+
+    verify = commands.add_parser("verify", parents=[common], help="verify a published folder again")
+    verify.add_argument("folder", metavar="DIR", help="a published run: artifacts/latest for one")
+    verify.set_defaults(run=_verify)
+
+    schema = commands.add_parser(
+        "schema", parents=[common], help="print the JSON Schema of job.yaml"
+    )
+    schema.set_defaults(run=_schema)
+    return parser
+
+
+def _load(options: argparse.Namespace) -> "Config":
+    from job.config import load_config
+
+    overrides = list(options.overrides)
+    if getattr(options, "output", None) is not None:
+        overrides.append(f"output.dir={json.dumps(options.output)}")
+    return load_config(options.config, overrides, os.environ)
+
+
+def _train(options: argparse.Namespace, started: float) -> str:
+    config = _load(options)
+    run_id = _run_id(options.run_id)
+    from job.clock import Clock
+
+    clock = Clock(started)
+    from job.pipeline import run_job
+
+    clock.stages["import"] = time.time() - started
+    published = run_job(config, run_id, clock)
+    log.event("end", f"{ExitCode.OK.name} (0): published and verified", code=0)
+    return str(published)
+
+
+def _run_id(flag: str | None) -> str | None:
+    from job.identity import check_run_id
+
+    if flag is not None:
+        return check_run_id(flag)
+    from_environment = os.environ.get("JOB_RUN_ID")
+    if not from_environment:
+        return None
+    try:
+        return check_run_id(from_environment)
+    except UsageError as error:
+        raise ConfigError([f"environment JOB_RUN_ID: {error}"]) from None
+
+
+def _check(options: argparse.Namespace, started: float) -> str:
+    from job.config import to_yaml
+
+    return to_yaml(_load(options)).rstrip()
+
+
+def _verify(options: argparse.Namespace, started: float) -> str:
+    from job.errors import ExportMismatch
+    from job.verify import verify_published
+
+    folder = Path(options.folder)
+    verification = verify_published(folder)
+    for line in verification.skipped:
+        log.event("skipped", f"skipped: {line}", level=log.WARNING)
+    if verification.faults:
+        for fault in verification.faults:
+            log.event("fault", fault, level=log.CRITICAL)
+        raise ExportMismatch(f"the files in {folder} do not agree: {verification.faults[0]}")
+    log.event(
+        "verified",
+        f"OK (0): {len(verification.comparisons)} comparisons agree, "
+        f"headroom {verification.headroom:.3f}",
+        comparisons=len(verification.comparisons),
+        headroom=verification.headroom,
+    )
+    return str(folder)
+
+
+def _schema(options: argparse.Namespace, started: float) -> str:
+    from job.config import Config
+
+    return json.dumps(Config.model_json_schema(), indent=2)

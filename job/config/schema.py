@@ -1,0 +1,263 @@
+"""The sections of job.yaml as types: each key with its default, its bounds and one sentence.
+
+Sections are named like the modules that read them. `python -m job schema` prints this file's
+content as JSON Schema.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
+
+# At least this many rows of the test split are published as golden vectors.
+MIN_TEST_ROWS = 32
+
+# An operator set is offered where this job has verified it: 18 is the lowest that torch's exporter
+# writes, 20 the first with Gelu as one operator.
+OPSETS = (18, 19, 20, 21)
+_GELU_OPSET = 20
+
+_DEVICE = r"auto|cpu|cuda(:[0-9]{1,3})?"
+
+Count = Annotated[int, Field(ge=1, le=2**40)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Frozen; an unknown key or a value of another type is an error, never converted."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+
+class Data(Section):
+    """What is learnt from."""
+
+    kind: Literal["noise", "friedman1"] = "friedman1"
+    """`friedman1`: Friedman's first test function; `noise`: random x, unrelated random y."""
+    samples: Annotated[int, Field(ge=100, le=2**40)] = 2_000_000
+    """Rows over all three splits."""
+    features: Annotated[int, Field(ge=1, le=65_536)] = 10
+    """Columns of x; friedman1 uses the first 5, the others are distractors."""
+    noise: NonNegative = 1.0
+    """Standard deviation of the irreducible noise in y, so that noise^2 is the best MSE."""
+    validation: Share = 0.1
+    """Share of the rows held out to watch the training."""
+    test: Share = 0.1
+    """Share of the rows held out for the final metrics."""
+
+    @field_validator("features")
+    @classmethod
+    def _enough_features(cls, features: int, info: ValidationInfo) -> int:
+        if info.data.get("kind") == "friedman1" and features < 5:
+            raise ValueError("friedman1 needs at least 5 features")
+        return features
+
+    @field_validator("test")
+    @classmethod
+    def _enough_rows(cls, test: float, info: ValidationInfo) -> float:
+        samples, validation = info.data.get("samples"), info.data.get("validation")
+        if samples is not None and round(samples * test) < MIN_TEST_ROWS:
+            raise ValueError(
+                f"the test split would have {round(samples * test)} rows and needs "
+                f"{MIN_TEST_ROWS}; raise data.samples or data.test"
+            )
+        if validation is not None and validation + test >= 1:
+            raise ValueError(
+                f"validation ({validation}) and test ({test}) together leave no rows to train on"
+            )
+        return test
+
+    @property
+    def split(self) -> tuple[int, int, int]:
+        """Rows of the training, validation and test splits."""
+        validation, test = round(self.samples * self.validation), round(self.samples * self.test)
+        return self.samples - validation - test, validation, test
+
+
+class Model(Section):
+    """The multi-layer perceptron."""
+
+    hidden: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(max_length=64, strict=False)
+    ] = (100,)
+    """Width of each hidden layer; [] is a linear model."""
+    activation: Literal["relu", "leaky_relu", "gelu", "silu", "tanh"] = "relu"
+    """The function after each hidden layer."""
+
+
+class Adam(Section):
+    """Adam (torch.optim.Adam)."""
+
+    name: Literal["adam"] = "adam"
+    lr: Rate = 0.01
+    """Learning rate at the schedule's peak."""
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
+    eps: NonNegative = 1e-8
+    """Added to the denominator."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty, added to the gradient."""
+
+
+class AdamW(Section):
+    """Adam with decoupled weight decay (torch.optim.AdamW)."""
+
+    name: Literal["adamw"]
+    lr: Rate = 0.01
+    """Learning rate at the schedule's peak."""
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
+    eps: NonNegative = 1e-8
+    """Added to the denominator."""
+    weight_decay: NonNegative = 0.01
+    """Shrinks the weights by lr * weight_decay a step."""
+
+
+class SGD(Section):
+    """Stochastic gradient descent (torch.optim.SGD)."""
+
+    name: Literal["sgd"]
+    lr: Rate = 0.01
+    """Learning rate at the schedule's peak."""
+    momentum: Decay = 0.0
+    """Share of the last update that is carried on."""
+    nesterov: bool = False
+    """Nesterov's momentum; needs momentum above 0."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty, added to the gradient."""
+
+    @field_validator("nesterov")
+    @classmethod
+    def _nesterov_needs_momentum(cls, nesterov: bool, info: ValidationInfo) -> bool:
+        if nesterov and info.data.get("momentum") == 0:
+            raise ValueError("nesterov needs momentum above 0")
+        return nesterov
+
+
+def _fold_name(value: Any) -> Any:
+    """ "Adam W", "adam-w" and "ADAMW" all mean adamw; no name means adam."""
+    if isinstance(value, dict):
+        name = value.get("name", "adam")
+        if isinstance(name, str):
+            return {**value, "name": re.sub(r"[ _-]", "", name).lower()}
+    return value
+
+
+Optimizer = Annotated[
+    Annotated[Adam | AdamW | SGD, Field(discriminator="name")], BeforeValidator(_fold_name)
+]
+
+
+class Schedule(Section):
+    """How the learning rate moves over the training."""
+
+    name: Literal["constant", "cosine", "linear"] = "cosine"
+    """`cosine` and `linear` fall to 0 at the last step."""
+
+
+class Train(Section):
+    """How it is learnt."""
+
+    loss: Literal["mse"] = "mse"
+    """Mean squared error (torch.nn.MSELoss), on standardised targets."""
+    optimizer: Optimizer = Adam()
+    schedule: Schedule = Schedule()
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 5
+    """Passes over the training rows."""
+    batch_size: Count = 8192
+    """Rows a step; the last, smaller batch of an epoch is trained too."""
+
+
+class Export(Section):
+    """Which model files are written."""
+
+    formats: Annotated[
+        tuple[Literal["torchscript", "onnx", "pt2", "safetensors"], ...], Field(strict=False)
+    ] = ("torchscript", "onnx", "pt2", "safetensors")
+    """torchscript and onnx always; pt2 (torch.export) and safetensors (weights) besides."""
+    opset: Literal["auto"] | Annotated[int, Field(ge=OPSETS[0], le=OPSETS[-1])] = "auto"
+    """ONNX operator set; auto takes the lowest that serves every operator of the model well."""
+
+    @field_validator("formats")
+    @classmethod
+    def _both_always(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        for needed in ("torchscript", "onnx"):
+            if needed not in formats:
+                raise ValueError(f"{needed} is always exported; add it to the list")
+        if len(set(formats)) < len(formats):
+            raise ValueError("a format is named twice")
+        return formats
+
+
+class Verify(Section):
+    """How the exported files are compared with the trained model."""
+
+    batches: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=65_536)], ...],
+        Field(min_length=1, max_length=100, strict=False),
+    ] = (1, 2, 3, 7, 64, 257)
+    """Batch sizes that every file is run with."""
+
+
+class Output(Section):
+    """Where the result goes."""
+
+    dir: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")] = "artifacts"
+    """Folder for runs/, latest, failed/ and work/; made if it is not there."""
+    keep: Annotated[int, Field(ge=1, le=1_000_000)] = 5
+    """Published runs that are kept; older ones are removed after a successful publish."""
+
+
+class Config(Section):
+    """The whole of job.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Decides data, initialisation and shuffling."""
+    device: Annotated[str, Field(json_schema_extra={"pattern": f"^({_DEVICE})$"})] = "auto"
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where it works and says why not elsewhere."""
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
+    """CPU threads; auto is 1 for narrow models, else the container's CPU limit."""
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    export: Export = Export()
+    verify: Verify = Verify()
+    output: Output = Output()
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(_DEVICE, device):
+            raise ValueError("expected auto, cpu, cuda or cuda:N")
+        return device
+
+    @field_validator("export")
+    @classmethod
+    def _gelu_needs_its_operator(cls, export: Export, info: ValidationInfo) -> Export:
+        model = info.data.get("model")
+        gelu = model is not None and model.activation == "gelu"
+        if gelu and export.opset != "auto" and export.opset < _GELU_OPSET:
+            raise ValueError(
+                f"opset {export.opset} has no Gelu operator; use {_GELU_OPSET} or auto"
+            )
+        return export
+
+    @property
+    def opset(self) -> int:
+        """The operator set that is written: 18, or 20 where the model needs Gelu."""
+        if self.export.opset != "auto":
+            return self.export.opset
+        gelu = self.model.activation == "gelu" and self.model.hidden
+        return _GELU_OPSET if gelu else OPSETS[0]

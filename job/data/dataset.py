@@ -1,0 +1,111 @@
+"""Makes the rows of a configuration in fixed chunks and splits them.
+
+Shapes: N rows, F features, O outputs.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.config import MIN_TEST_ROWS, Data
+from job.data.synthetic import KINDS
+from job.errors import OutOfMemory
+from job.streams import Purpose, generator
+
+# Rows of one stream of random numbers. Part of what a seed means: a change changes the data.
+CHUNK = 65_536
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some of the rows: x (N, F), y (N, O) and the truth f(x) (N, O), in the target's units."""
+
+    x: Float32
+    y: Float32
+    truth: Float64
+
+    def __getitem__(self, rows: slice) -> "Split":
+        return Split(self.x[rows], self.y[rows], self.truth[rows])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All rows in three splits, with what is known about them."""
+
+    training: Split
+    validation: Split
+    test: Split
+    kind: str
+    rows: int
+    sha256: str  # of all rows, chunk by chunk, x before y, little-endian float32
+    floor: dict[str, float]  # metric -> its best reachable value
+    features: list[str]
+    targets: list[str]
+
+    @property
+    def golden_input(self) -> Float32:
+        """The first test rows (G, F): enough for most batches, fewer where rows are wide."""
+        return self.test.x[: max(MIN_TEST_ROWS, min(256, 2**20 // self.test.x.shape[1]))]
+
+
+def load_data(config: Data, seed: int, memory: int) -> Dataset:
+    """Makes all rows. `memory` is the number of bytes that this process may use.
+
+    Raises:
+        OutOfMemory: the rows and their copies would not fit.
+    """
+    _require_memory(config, memory)
+    x = np.empty((config.samples, config.features), np.float32)
+    y = np.empty((config.samples, 1), np.float32)
+    truth = np.empty((config.samples, 1), np.float64)
+    digest = hashlib.sha256()
+    for start, part in chunks(config, seed, 0, config.samples):
+        here = slice(start, start + len(part.x))
+        x[here], y[here], truth[here] = part.x, part.y, part.truth
+        digest.update(part.x.astype("<f4", copy=False).data)
+        digest.update(part.y.astype("<f4", copy=False).data)
+
+    rows = Split(x, y, truth)
+    training, validation, test = config.split
+    return Dataset(
+        training=rows[:training],
+        validation=rows[training : training + validation],
+        test=rows[-test:],
+        kind=config.kind,
+        rows=config.samples,
+        sha256=digest.hexdigest(),
+        floor={"mse": config.noise**2},
+        features=[f"x{i}" for i in range(config.features)],
+        targets=["y"],
+    )
+
+
+def chunks(config: Data, seed: int, start: int, stop: int) -> Iterator[tuple[int, Split]]:
+    """Rows [start, stop) as (first row, rows), a chunk at a time; any range gives the same rows."""
+    for chunk in range(start // CHUNK, -(-stop // CHUNK)):
+        first = chunk * CHUNK
+        draw = generator(seed, Purpose.DATA, chunk)
+        # A chunk is always drawn whole, so that a row does not depend on how many there are.
+        x, truth = KINDS[config.kind](draw, CHUNK, config.features)
+        y = truth + config.noise * draw.standard_normal((CHUNK, 1))
+        keep = slice(max(start - first, 0), min(stop - first, CHUNK))
+        rows = Split(x.astype(np.float32), y.astype(np.float32), truth)
+        yield first + keep.start, rows[keep]
+
+
+def _require_memory(config: Data, memory: int) -> None:
+    rows = config.samples * (4 * config.features + 4 + 8)
+    chunk = CHUNK * 8 * (config.features + 3)
+    needed = 2 * rows + chunk  # the rows, and their copies on the device
+    if needed > memory:
+        raise OutOfMemory(
+            f"{config.samples} rows of {config.features} features need about "
+            f"{needed / 2**30:.1f} GiB and {memory / 2**30:.1f} GiB may be used; "
+            f"lower data.samples or data.features, or raise the memory limit"
+        )

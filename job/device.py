@@ -1,0 +1,179 @@
+"""What the job runs on: the device with the reason for it, CPU threads, memory, determinism."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from job.config import Config
+from job.errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch
+
+# Below this width a layer's matrix product is too small to be worth handing to a second thread.
+WIDE = 512
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that was seen to work, and why it was chosen."""
+
+    type: str  # "cpu" or "cuda"
+    index: int
+    name: str
+    reason: str
+    threads: int
+    threads_reason: str
+
+    @property
+    def torch(self) -> "torch.device":
+        """The torch.device that tensors are moved to."""
+        import torch
+
+        return torch.device("cpu") if self.type == "cpu" else torch.device("cuda", self.index)
+
+
+def choose_device(config: Config) -> Device:
+    """The device that `config.device` asks for, after one real operation on it.
+
+    Raises:
+        DeviceError: CUDA was asked for by name and does not work here.
+    """
+    threads, threads_reason = choose_threads(config)
+    if config.device == "cpu":
+        return Device("cpu", 0, cpu_name(), "asked for", threads, threads_reason)
+    index = int(config.device.partition(":")[2] or 0)
+    trouble = cuda_trouble(index)
+    if trouble is None:
+        import torch
+
+        reason = "CUDA works here" if config.device == "auto" else "asked for"
+        name = torch.cuda.get_device_name(index)
+        return Device("cuda", index, name, reason, threads, threads_reason)
+    if config.device == "auto":
+        return Device("cpu", 0, cpu_name(), f"no CUDA: {trouble}", threads, threads_reason)
+    raise DeviceError(
+        f"device {config.device} is not available: {trouble}; set device: auto or cpu"
+    )
+
+
+def cuda_trouble(index: int) -> str | None:
+    """None if CUDA device `index` computes; otherwise why it does not.
+
+    `is_available()` is not believed: a driver that is too old or a GPU that this build has no
+    kernels for is found by running one operation.
+    """
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        said = " ".join(str(caught[-1].message).split()) if caught else "no CUDA device is visible"
+        return said[:300]
+    if index >= count:
+        return f"there is no CUDA device {index}, only {count}"
+    try:
+        ones = torch.ones(8, device=torch.device("cuda", index))
+        if float((ones @ ones).item()) == 8.0:
+            return None
+        return "a test operation gave a wrong result"
+    except RuntimeError as error:
+        return f"a test operation failed: {str(error).splitlines()[0]}"
+
+
+def choose_threads(config: Config) -> tuple[int, str]:
+    """CPU threads and the reason.
+
+    The rule: what the config says; else one thread while every hidden layer is narrower than
+    `WIDE`; else the container's CPU limit, rounded down.
+    """
+    if config.threads != "auto":
+        return config.threads, "asked for"
+    width = max(config.model.hidden, default=0)
+    if width < WIDE:
+        return 1, f"the widest layer has {width} units, fewer than {WIDE}"
+    limit = cpu_limit()
+    return max(1, int(limit)), f"the CPU limit is {limit:g}"
+
+
+def cpu_limit() -> float:
+    """CPUs that this process may use: the smaller of its affinity and its cgroups' quota."""
+    if hasattr(os, "sched_getaffinity"):
+        limit = float(len(os.sched_getaffinity(0)))
+    else:
+        limit = float(os.cpu_count() or 1)
+    for group in _cgroups("cpu"):
+        quota, period = [*_words(group / "cpu.max"), "", ""][:2]
+        if not quota:  # cgroup v1
+            quota = "".join(_words(group / "cpu.cfs_quota_us"))
+            period = "".join(_words(group / "cpu.cfs_period_us"))
+        if quota.isdigit() and period.isdigit() and int(period) > 0:
+            limit = min(limit, int(quota) / int(period))
+    return limit
+
+
+def memory_limit() -> int:
+    """Bytes that this process may use: the smaller of the machine's memory and its cgroups'."""
+    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for group in _cgroups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            words = _words(group / name)
+            if words and words[0].isdigit():
+                limit = min(limit, int(words[0]))
+    return limit
+
+
+def _cgroups(controller: str) -> Iterator[Path]:
+    """This process's folders under /sys/fs/cgroup, from its own up to the root, v1 and v2."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        base = root / controller if controllers else root
+        group = base / path.strip("/")
+        # In a container the path is the host's and is not there: its own group is then the root.
+        while group != root and base in (group, *group.parents):
+            yield group
+            group = group.parent
+    yield root
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
+
+
+def cpu_name() -> str:
+    """The processor's model name, or its architecture where that is not told."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return os.uname().machine
+
+
+def prepare_torch(device: Device) -> None:
+    """Sets what makes equal runs give equal bytes: threads and deterministic algorithms."""
+    # cuBLAS is deterministic only with a fixed workspace, and reads this when CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    torch.set_num_threads(device.threads)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.set_float32_matmul_precision("highest")

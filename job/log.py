@@ -1,0 +1,55 @@
+"""What the job says on stderr: one line an event, for people or as JSON.
+
+Standard library only, because `verify` and `predict` also run where nothing else is installed.
+"""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+Format = Literal["text", "json"]
+
+INFO, WARNING, CRITICAL = logging.INFO, logging.WARNING, logging.CRITICAL
+
+_logger = logging.getLogger("job")
+_logger.addHandler(logging.NullHandler())
+
+
+def event(name: str, message: str = "", *, level: int = INFO, **fields: object) -> None:
+    """Logs one event: a stable `name` for programs, a `message` for people, `fields` for both."""
+    _logger.log(level, message or name, extra={"event": name, "fields": fields})
+
+
+def configure(style: Format | None, *, quiet: bool) -> None:
+    """Sends events to stderr as text (the default on a terminal) or as JSON lines."""
+    if style is None:
+        style = "text" if sys.stderr.isatty() else "json"
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_TextLines() if style == "text" else _JsonLines())
+    _logger.handlers = [handler]
+    _logger.propagate = False
+    _logger.setLevel(CRITICAL if quiet else INFO)
+
+
+class _TextLines(logging.Formatter):
+    """The message alone; it carries what a person wants of the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return ("warning: " if record.levelno == WARNING else "") + record.getMessage()
+
+
+class _JsonLines(logging.Formatter):
+    """{"time", "level", "event", "message", fields...}, one object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": getattr(record, "event", record.name),
+            "message": record.getMessage(),
+            **fields,
+        }
+        return json.dumps(line, default=str)

@@ -1,0 +1,111 @@
+"""The multi-layer perceptron, with its preprocessing inside the graph.
+
+Shapes: N rows, F features, H hidden units, O outputs.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from job.config import Config
+from job.streams import Purpose, generator
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+class Scaling(nn.Module):
+    """A mean and a standard deviation for each column; buffers, since nothing learns them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(columns))
+        self.register_buffer("std", torch.ones(columns))
+
+    def fit(self, values: NDArray[np.float32]) -> None:
+        """Takes mean and standard deviation over the rows of `values` (N, columns)."""
+        mean = values.mean(axis=0, dtype=np.float64)
+        # In parts: a float64 copy of all rows would double the memory.
+        squares = sum(
+            np.square(values[i : i + 65_536] - mean).sum(axis=0)
+            for i in range(0, len(values), 65_536)
+        )
+        std = np.sqrt(squares / len(values)).astype(np.float32)
+        std[std < np.finfo(np.float32).tiny] = 1.0  # a constant column is only shifted
+        self.mean.copy_(torch.from_numpy(mean.astype(np.float32)))
+        self.std.copy_(torch.from_numpy(std))
+
+
+class Standardise(Scaling):
+    """Raw values to mean 0 and standard deviation 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class Unstandardise(Scaling):
+    """Standardised values back to raw ones."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z * self.std + self.mean
+
+
+class MLP(nn.Module):
+    """Raw features (N, F) to answers in the target's units (N, O).
+
+    The layers for `hidden=[100]`: Standardise, Linear(F, 100), activation, Linear(100, O),
+    Unstandardise. `network` is what is trained, on standardised rows.
+    """
+
+    def __init__(
+        self, features: int, hidden: tuple[int, ...], outputs: int, activation: str
+    ) -> None:
+        super().__init__()
+        self.input = Standardise(features)
+        self.network = nn.Sequential()
+        width = features
+        for units in hidden:
+            self.network.append(nn.Linear(width, units))
+            self.network.append(ACTIVATIONS[activation]())
+            width = units
+        self.network.append(nn.Linear(width, outputs))
+        self.output = Unstandardise(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        standardised: Tensor = self.network(self.input(x))
+        answer: Tensor = self.output(standardised)
+        return answer
+
+
+def build_model(config: Config, x: NDArray[np.float32], y: NDArray[np.float32]) -> MLP:
+    """The untrained model for training rows x (N, F), y (N, O); a function of the seed alone."""
+    model = MLP(x.shape[1], config.model.hidden, y.shape[1], config.model.activation)
+    model.input.fit(x)
+    model.output.fit(y)
+    initialise(model.network, config.seed)
+    return model
+
+
+def initialise(network: nn.Sequential, seed: int) -> None:
+    """Weights and biases uniform in +-1/sqrt(fan in), which is nn.Linear's own rule.
+
+    Drawn from our own streams, since torch's numbers differ between releases.
+    """
+    layers = [module for module in network if isinstance(module, nn.Linear)]
+    for index, layer in enumerate(layers):
+        draw = generator(seed, Purpose.INITIAL_WEIGHTS, index)
+        bound = 1 / math.sqrt(layer.in_features)
+        for parameter in (layer.weight, layer.bias):
+            values = draw.uniform(-bound, bound, tuple(parameter.shape)).astype(np.float32)
+            parameter.data.copy_(torch.from_numpy(values))

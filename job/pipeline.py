@@ -1,0 +1,78 @@
+"""The job, told in the order in which it happens."""
+
+from pathlib import Path
+
+from job import record
+from job.clock import Clock
+from job.config import Config
+from job.data import load_data
+from job.device import Device, choose_device, memory_limit, prepare_torch
+from job.errors import Verdict
+from job.export import export_model, write_goldens
+from job.identity import fingerprint, new_run_id
+from job.model import build_model
+from job.publish import Run, claim, leave_evidence, prepare_output, publish
+from job.train import evaluate, predict, train
+from job.verify import Reference, verify_in_fresh_process
+
+
+def run_job(config: Config, run_id: str | None, clock: Clock) -> Path:
+    """Trains, exports, verifies and publishes; returns the published folder.
+
+    Raises:
+        JobError: whatever kept the run from being published; its class says what.
+    """
+    device = choose_device(config)
+    prepare_torch(device)
+    prepare_output(Path(config.output.dir))
+    identity = fingerprint(config, device.type, device.threads)
+    with claim(Path(config.output.dir), run_id or new_run_id(identity), identity) as run:
+        if run.published.exists():
+            record.say_published_before(run)
+        else:
+            record.say_start(run, device)
+            try:
+                _make(run, config, device, identity, clock)
+            except Verdict as verdict:
+                record.write_failure(run, config, verdict)
+                leave_evidence(run, config.output.keep)
+                raise
+    return run.published
+
+
+def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock) -> None:
+    """data -> model -> train -> export -> verify -> report -> publish."""
+    with clock.stage("data"):
+        data = load_data(config.data, config.seed, memory_limit())
+
+    with clock.stage("train"):
+        model = build_model(config, data.training.x, data.training.y)
+        training = train(model, data, config, device.torch, record.epoch_writer(run))
+        test = evaluate(model, data.test, device.torch)
+        record.say_if_memorising(training, data)
+
+    with clock.stage("export"):
+        reference = Reference.of_model(
+            {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()},
+            config.model.activation,
+            config.verify.batches,
+            data.golden_input,
+            answer=lambda x: predict(model, x, device.torch),
+        )
+        write_goldens(run.staging, reference.golden_input, reference.golden_output)
+        export_model(model, run.staging, config, identity)
+
+    with clock.stage("verify"):
+        verification = verify_in_fresh_process(run.staging, reference, run.work)
+        record.write_verification(run, verification)
+        verification.require_agreement()
+
+    with clock.stage("report"):
+        facts = record.manifest_fields(
+            run, config, device, identity, data, training, test, verification
+        )
+        record.write_report(run, config, facts, training, verification)
+
+    facts["timing"] = clock.timing()
+    publish(run, facts, verification.sha256, config.output.keep)
+    record.say_published(run, facts)

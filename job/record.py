@@ -1,0 +1,207 @@
+"""What is said and written about a run: events, metrics.jsonl, manifest fields, the report."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from job import manifest
+from job.config import Config, to_yaml
+from job.data import Dataset
+from job.device import Device
+from job.errors import Verdict
+from job.identity import versions
+from job.log import WARNING, event
+from job.publish import Run
+from job.report import render_report
+from job.train import EpochRecord, Metrics, Training
+from job.verify import Verification
+
+
+def say_start(run: Run, device: Device) -> None:
+    threads = f"{device.threads} thread" + "s" * (device.threads > 1)
+    event(
+        "start",
+        f"run {run.id} on {device.type} ({device.reason}), {threads} ({device.threads_reason})",
+        run_id=run.id,
+        device=device.type,
+        device_name=device.name,
+        reason=device.reason,
+        threads=device.threads,
+        threads_reason=device.threads_reason,
+    )
+
+
+def say_published_before(run: Run) -> None:
+    event("published_before", f"run {run.id} is published already and intact", run_id=run.id)
+
+
+def say_published(run: Run, facts: dict[str, Any]) -> None:
+    test, timing = facts["metrics"]["test"], facts["timing"]
+    stages = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in timing.items())
+    event("timing", stages, **timing)
+    event(
+        "published",
+        f"test mse {test['mse']:.4f} (best reachable {facts['data']['floor']['mse']:g}), "
+        f"{facts['verification']['comparisons']} comparisons agree",
+        run_id=run.id,
+        test=test,
+        verification=facts["verification"],
+    )
+
+
+def epoch_writer(run: Run) -> Callable[[EpochRecord], None]:
+    """Appends each epoch's record to metrics.jsonl."""
+
+    def write(record: EpochRecord) -> None:
+        with open(run.staging / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+
+    return write
+
+
+def say_if_memorising(training: Training, data: Dataset) -> None:
+    """Warns where the training loss is below what any model can reach on new rows.
+
+    The mean of n squared normal errors of variance v has standard error v sqrt(2 / n).
+    """
+    floor, loss = data.floor["mse"], training.epochs[-1].training_loss
+    limit = floor * (1 - 4 * (2 / len(data.training.x)) ** 0.5)
+    if loss < limit:
+        event(
+            "memorising",
+            f"the training loss {loss:.5g} is below the best reachable {floor:g}: the model is "
+            f"memorising noise; use fewer epochs or a smaller model",
+            level=WARNING,
+            training_loss=loss,
+            floor=floor,
+        )
+
+
+def write_verification(run: Run, verification: Verification) -> None:
+    text = json.dumps(verification.as_json(), indent=1, allow_nan=False)
+    (run.staging / "verification.json").write_text(text + "\n")
+    failed = len(verification.faults)
+    event(
+        "verify",
+        f"{len(verification.comparisons)} comparisons in a fresh process, {failed} failed",
+        comparisons=len(verification.comparisons),
+        failed=failed,
+    )
+
+
+def manifest_fields(
+    run: Run,
+    config: Config,
+    device: Device,
+    identity: str,
+    data: Dataset,
+    training: Training,
+    test: Metrics,
+    verification: Verification,
+) -> dict[str, Any]:
+    """All of manifest.json but `files` and `timing`."""
+    return {
+        "contract": manifest.CONTRACT,
+        "run_id": run.id,
+        "fingerprint": identity,
+        "created": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "signature": {
+            "task": "regression",
+            "inputs": [_tensor("input", len(data.features), features=data.features)],
+            "outputs": [_tensor("output", len(data.targets), targets=data.targets)],
+        },
+        "model": {"hidden": list(config.model.hidden), "activation": config.model.activation},
+        "data": {
+            "kind": data.kind,
+            "rows": data.rows,
+            "sha256": data.sha256,
+            "floor": data.floor,
+        },
+        "metrics": {"validation": training.epochs[-1].validation, "test": test},
+        "training": {
+            "epochs": len(training.epochs),
+            "steps": training.steps,
+            "samples_per_second": training.samples_per_second,
+            "optimizer": config.train.optimizer.name,
+            "resumed": 0,
+        },
+        "device": {
+            "type": device.type,
+            "name": device.name,
+            "reason": device.reason,
+            "threads": device.threads,
+            "world_size": 1,
+        },
+        "verification": {
+            "passed": True,
+            "comparisons": len(verification.comparisons),
+            "headroom": verification.headroom,
+            "batches": list(config.verify.batches),
+        },
+        "versions": versions(),
+        "source": {
+            "revision": os.environ.get("JOB_SOURCE_REVISION") or None,
+            "image": os.environ.get("JOB_SOURCE_IMAGE") or None,
+        },
+    }
+
+
+def _tensor(name: str, columns: int, **names: list[str]) -> dict[str, Any]:
+    return {"name": name, "dtype": "float32", "shape": ["batch", columns], **names}
+
+
+def write_report(
+    run: Run,
+    config: Config,
+    facts: dict[str, Any],
+    training: Training,
+    verification: Verification,
+) -> None:
+    """report.html of a run that is about to be published, and its job.yaml."""
+    (run.staging / "job.yaml").write_text(to_yaml(config, published=True))
+    page = render_report(
+        headline="Verified",
+        sentence="The model files agree with the trained model.",
+        run_id=facts["run_id"],
+        facts={
+            "run": facts["run_id"],
+            "created": facts["created"],
+            "model": _model(config),
+            "data": f"{config.data.kind}, {config.data.samples:,} rows",
+            "data digest": facts["data"]["sha256"],
+            "device": "{type} ({name}; {reason}), {threads} threads".format_map(facts["device"]),
+            "training": f"{training.steps:,} steps, "
+            f"{training.samples_per_second:,.0f} rows a second",
+            "fingerprint": facts["fingerprint"],
+            "versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
+        },
+        epochs=[asdict(record) for record in training.epochs],
+        floor=facts["data"]["floor"].get("mse"),
+        metrics=facts["metrics"],
+        verification=verification.as_json(),
+    )
+    (run.staging / "report.html").write_text(page)
+
+
+def write_failure(run: Run, config: Config, verdict: Verdict) -> None:
+    """report.html of a run that ended with a verdict, from what it has left so far."""
+    epochs, verification = (run.staging / name for name in ("metrics.jsonl", "verification.json"))
+    page = render_report(
+        headline=f"{verdict.code.name} ({verdict.code:d}): nothing was published",
+        sentence=str(verdict),
+        run_id=run.id,
+        facts={"run": run.id, "model": _model(config), "data": config.data.kind},
+        epochs=[json.loads(line) for line in epochs.read_text().splitlines()]
+        if epochs.exists()
+        else [],
+        verification=json.loads(verification.read_text()) if verification.exists() else None,
+    )
+    (run.staging / "report.html").write_text(page)
+
+
+def _model(config: Config) -> str:
+    widths = "-".join(map(str, [config.data.features, *config.model.hidden, 1]))
+    return f"MLP {widths}, {config.model.activation}, {config.train.optimizer.name}"

@@ -1,0 +1,41 @@
+"""One step of gradient descent, which stops before an update that is not finite.
+
+Shapes: B rows of a batch, F features, O outputs; all standardised.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from job.errors import Diverged
+
+
+def training_step(
+    network: nn.Sequential,
+    loss_function: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+) -> float:
+    """Forward, backward, update on x (B, F), y (B, O); the mean loss over the batch.
+
+    Raises:
+        Diverged: the loss or a gradient is not finite; the weights are as before.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss: Tensor = loss_function(network(x), y)
+    loss.backward()  # type: ignore[no-untyped-call]
+    _require_finite(loss, network)
+    optimizer.step()
+    return loss.item()
+
+
+def _require_finite(loss: Tensor, network: nn.Sequential) -> None:
+    if not torch.isfinite(loss):
+        raise Diverged(f"the loss is {loss.item()}")
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    # The largest magnitude of all is not finite exactly if one of them is not; a sum of squares
+    # could overflow where every gradient is finite.
+    largest = torch.nn.utils.get_total_norm(list(gradients.values()), norm_type=float("inf"))
+    if not torch.isfinite(largest):
+        name = next(n for n, gradient in gradients.items() if not torch.isfinite(gradient).all())
+        raise Diverged(f"the gradient of {name} is not finite")

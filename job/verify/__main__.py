@@ -1,0 +1,11 @@
+"""`python -m job.verify FOLDER REFERENCE RESULT`: the verifying process of a run."""
+
+import sys
+from pathlib import Path
+
+from job.verify.files import verify_files
+from job.verify.fresh import save_result
+from job.verify.reference import Reference
+
+folder, reference, result = map(Path, sys.argv[1:])
+save_result(verify_files(folder, Reference.load(reference)), result)

@@ -1,0 +1,128 @@
+"""Published model files, each loaded from bytes into each engine that is installed.
+
+An engine is a function: x (N, F) float32 -> the answer (N, O). Every one runs on the CPU with one
+thread. torch, onnx and onnxruntime are imported here only when a file needs them.
+"""
+
+import importlib.util
+import io
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.errors import ExportMismatch
+
+# On by default on Linux since onnxruntime 1.29: it would write a device id under the home folder.
+# Read when onnxruntime is imported, so it is said before that can happen.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+Float32 = NDArray[np.float32]
+Run = Callable[[Float32], object]
+
+
+class Engine(NamedTuple):
+    """One file in one runtime."""
+
+    artifact: str
+    name: str
+    load: Callable[[bytes], Run]
+
+
+def engines(files: Mapping[str, bytes]) -> tuple[list[Engine], list[str]]:
+    """The engines for the files that are there, and a line for each that cannot run here."""
+    found: list[Engine] = []
+    skipped: list[str] = []
+    for artifact, name, needs, load in (
+        ("model.onnx", "onnxruntime, not optimised", "onnxruntime", _onnxruntime_plain),
+        ("model.onnx", "onnxruntime, optimised", "onnxruntime", _onnxruntime_optimised),
+        ("model.torchscript.pt", "torch.jit", "torch", _torchscript),
+        ("model.pt2", "torch.export", "torch", _exported_program),
+    ):
+        if artifact not in files:
+            continue
+        if importlib.util.find_spec(needs) is None:
+            skipped.append(f"{artifact} in {name}: {needs} is not installed")
+        else:
+            found.append(Engine(artifact, name, load))
+    return found, skipped
+
+
+def _onnxruntime_plain(content: bytes) -> Run:
+    return _onnxruntime(content, optimise=False)
+
+
+def _onnxruntime_optimised(content: bytes) -> Run:
+    return _onnxruntime(content, optimise=True)
+
+
+def _onnxruntime(content: bytes, *, optimise: bool) -> Run:
+    import onnxruntime as ort
+
+    ort.set_default_logger_severity(3)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = (
+        ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        if optimise
+        else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    if session.get_providers() != ["CPUExecutionProvider"]:
+        raise ExportMismatch(f"onnxruntime ran {session.get_providers()}, not its CPU provider")
+
+    def run(x: Float32) -> object:
+        return _only(session.run(None, {"input": x}))
+
+    return run
+
+
+def _torchscript(content: bytes) -> Run:
+    return _torch_module(load_torchscript(content))
+
+
+def load_torchscript(content: bytes) -> Any:
+    """The torch.jit module of an archive. It is code: load only what is known to be ours."""
+    import torch
+
+    with warnings.catch_warnings():
+        # Deprecated upstream but asked for.
+        warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
+        return torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
+
+
+def _exported_program(content: bytes) -> Run:
+    import torch
+
+    return _torch_module(torch.export.load(io.BytesIO(content)).module())
+
+
+def _torch_module(module: Any) -> Run:
+    import torch
+
+    def run(x: Float32) -> object:
+        with torch.no_grad():
+            answer = module(torch.from_numpy(x))
+        return answer.numpy() if isinstance(answer, torch.Tensor) else answer
+
+    return run
+
+
+def _only(outputs: list[object]) -> object:
+    """The one output, or all of them, which then fails as not being one tensor."""
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+def onnx_signature(content: bytes) -> tuple[list[Any], list[Any]]:
+    """(name, type, shape) of each input and of each output, as onnxruntime reads them."""
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+    inputs, outputs = (
+        [(v.name, v.type, list(v.shape)) for v in values]
+        for values in (session.get_inputs(), session.get_outputs())
+    )
+    return inputs, outputs

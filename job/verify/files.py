@@ -1,0 +1,179 @@
+"""Runs every model file of a folder over the battery and judges it: the heart of the job."""
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.errors import ExportMismatch
+from job.verify.battery import Case
+from job.verify.compare import Comparison, compare
+from job.verify.engines import Engine, engines, onnx_signature
+from job.verify.oracle import Oracle
+from job.verify.reference import Reference
+from job.verify.weights import disagreements, weights_of
+
+MODEL_FILES = ("model.onnx", "model.torchscript.pt", "model.pt2", "model.safetensors")
+ALWAYS = ("model.onnx", "model.torchscript.pt")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Every comparison, and what could not be compared here."""
+
+    comparisons: list[Comparison]
+    skipped: list[str]
+    sha256: Mapping[str, str]  # of the very bytes that were verified
+
+    @property
+    def faults(self) -> list[str]:
+        """One line a failed comparison; fails closed where too little was compared."""
+        found = [
+            f"{c.artifact} in {c.engine}, {c.case}: {c.fault}"
+            for c in self.comparisons
+            if not c.passed
+        ]
+        compared = {(c.artifact, c.engine): 0 for c in self.comparisons if c.rows}
+        for c in self.comparisons:
+            if c.rows:
+                compared[c.artifact, c.engine] += c.compared
+        found += [f"{a} in {e}: nothing was compared" for (a, e), n in compared.items() if n == 0]
+        for artifact in ALWAYS:
+            skipped = any(line.startswith(artifact) for line in self.skipped)
+            if not skipped and artifact not in {a for a, _ in compared}:
+                found.append(f"{artifact}: was not run")
+        return found
+
+    def require_agreement(self) -> None:
+        """Before publishing everything must have been seen: what is skipped is not verified.
+
+        Raises:
+            ExportMismatch: a comparison failed, or something could not be compared.
+        """
+        faults = [*self.faults, *self.skipped]
+        if faults:
+            more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+            raise ExportMismatch(
+                f"the files do not agree with the trained model: {faults[0]}{more}"
+            )
+
+    @property
+    def headroom(self) -> float:
+        """1 - the largest share of its error bound that any answer used."""
+        return 1 - max((c.bound_used for c in self.comparisons), default=1.0)
+
+    def as_json(self) -> dict[str, Any]:
+        """What verification.json holds."""
+        return {
+            "passed": not self.faults,
+            "headroom": self.headroom,
+            "faults": self.faults,
+            "skipped": self.skipped,
+            "comparisons": [c.as_json() for c in self.comparisons],
+        }
+
+
+def verify_files(folder: Path, reference: Reference) -> Verification:
+    """Holds the model files in `folder` against `reference`; each is read once, from disk."""
+    files = {name: (folder / name).read_bytes() for name in MODEL_FILES if (folder / name).exists()}
+    runnable, skipped = engines(files)
+    comparisons = [*_goldens(folder, reference), _signature(files, reference)]
+    for artifact, content in files.items():
+        comparison = _weights(artifact, content, reference)
+        if comparison is None:
+            skipped.append(f"{artifact}: its weights, as the library that reads it is missing")
+        else:
+            comparisons.append(comparison)
+    comparisons += _answers(files, runnable, reference)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return Verification(comparisons, skipped, digests)
+
+
+def _goldens(folder: Path, reference: Reference) -> Iterator[Comparison]:
+    """The golden answers are the oracle's, and both layouts hold the same numbers."""
+    oracle = Oracle(reference.weights, reference.activation)
+    golden = reference.golden_output
+    expected = oracle(reference.golden_input)
+    case = Case("golden vectors", reference.golden_input, complete=True)
+    yield compare("golden vectors", "trained model", case, golden, expected)
+    for name, values in (("input", reference.golden_input), ("output", golden)):
+        npy, pb = f"golden/{name}.npy", f"test_data_set_0/{name}_0.pb"
+        fault = None if _same(np.load(folder / npy, allow_pickle=False), values) else "differs"
+        yield Comparison(npy, "numpy", "same numbers", 0, compared=values.size, fault=fault)
+        if importlib.util.find_spec("onnx") is not None:
+            import onnx
+
+            tensor = onnx.load_tensor(folder / pb)
+            fault = None if _same(onnx.numpy_helper.to_array(tensor), values) else "differs"
+            yield Comparison(pb, "onnx", "same numbers", 0, compared=values.size, fault=fault)
+
+
+def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def _signature(files: Mapping[str, bytes], reference: Reference) -> Comparison:
+    """Names, types and shapes of the ONNX file, with the batch axis free."""
+    features, outputs = reference.golden_input.shape[1], reference.golden_output.shape[1]
+    wanted = (
+        [("input", "tensor(float)", ["batch", features])],
+        [("output", "tensor(float)", ["batch", outputs])],
+    )
+    fault = None
+    try:
+        got = onnx_signature(files["model.onnx"])
+        if got != wanted:
+            fault = f"the signature is {got}, not {wanted}"
+    except Exception as error:  # noqa: BLE001  whatever it is, the file does not agree
+        fault = f"cannot be loaded: {_first_line(error)}"
+    return Comparison("model.onnx", "onnxruntime", "signature", 0, fault=fault)
+
+
+def _weights(artifact: str, content: bytes, reference: Reference) -> Comparison | None:
+    try:
+        found = weights_of(artifact, content)
+        if found is None:
+            return None
+        faults = list(disagreements(artifact, found, reference.weights))
+    except Exception as error:  # noqa: BLE001  whatever it is, the file does not agree
+        faults = [f"its weights cannot be read: {_first_line(error)}"]
+    count = sum(weight.size for weight in reference.weights.values())
+    fault = "; ".join(faults[:3]) or None
+    return Comparison(artifact, "weights", "bit for bit", 0, compared=count, fault=fault)
+
+
+def _answers(
+    files: Mapping[str, bytes], runnable: list[Engine], reference: Reference
+) -> Iterator[Comparison]:
+    """Every engine, and the trained model itself, on every case of the battery."""
+    oracle = Oracle(reference.weights, reference.activation)
+    battery = [(case, oracle(case.x)) for case in reference.battery()]
+    if reference.answers:
+        for (case, expected), answer in zip(battery, reference.answers, strict=True):
+            yield compare("trained model", "torch", case, answer, expected)
+    for engine in runnable:
+        try:
+            run = engine.load(files[engine.artifact])
+        except Exception as error:  # noqa: BLE001  whatever it is, the file does not agree
+            fault = f"cannot be loaded: {_first_line(error)}"
+            yield Comparison(engine.artifact, engine.name, "load", 0, fault=fault)
+            continue
+        for case, expected in battery:
+            try:
+                got = run(case.x.copy())
+            except Exception as error:  # noqa: BLE001  whatever it is, the file does not agree
+                fault = f"cannot be run: {_first_line(error)}"
+                rows = len(case.x)
+                yield Comparison(engine.artifact, engine.name, case.name, rows, fault=fault)
+            else:
+                yield compare(engine.artifact, engine.name, case, got, expected)
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:300]

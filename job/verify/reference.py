@@ -1,0 +1,77 @@
+"""What published files are held against: the trained weights, golden rows, the model's answers."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.verify.battery import Case, cases
+from job.verify.weights import read_safetensors
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The trained model as numbers. Shapes: G golden rows, F features, O outputs.
+
+    `answers` are the trained model's own, in the process and on the device that trained it, one
+    (N, O) for each case of the battery; none when a published folder is verified later.
+    """
+
+    weights: Mapping[str, Float32]
+    activation: str
+    batches: Sequence[int]
+    golden_input: Float32  # (G, F)
+    golden_output: Float32  # (G, O)
+    answers: Sequence[Float32] = ()
+
+    @classmethod
+    def of_model(
+        cls,
+        weights: Mapping[str, Float32],
+        activation: str,
+        batches: Sequence[int],
+        golden_input: Float32,
+        answer: Callable[[Float32], Float32],
+    ) -> "Reference":
+        """The reference of a model in memory, which `answer` runs on any x (N, F)."""
+        bare = cls(weights, activation, batches, golden_input, answer(golden_input))
+        return replace(bare, answers=[answer(case.x) for case in bare.battery()])
+
+    def battery(self) -> list[Case]:
+        """All inputs that every file is run with."""
+        return cases(self.golden_input, self.batches)
+
+    def save(self, path: Path) -> None:
+        """Writes a safetensors file, and a JSON file beside it, for the verifying process."""
+        from safetensors.numpy import save_file
+
+        tensors = {f"weight/{name}": value for name, value in self.weights.items()}
+        tensors |= {"golden/input": self.golden_input, "golden/output": self.golden_output}
+        tensors |= {f"answer/{i}": value for i, value in enumerate(self.answers)}
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path)
+        facts = {"activation": self.activation, "batches": list(self.batches)}
+        path.with_suffix(".json").write_text(json.dumps(facts))
+
+    @classmethod
+    def load(cls, path: Path) -> "Reference":
+        """What `save` wrote to `path`."""
+        tensors = read_safetensors(path.read_bytes())
+        facts = json.loads(path.with_suffix(".json").read_text())
+        count = sum(name.startswith("answer/") for name in tensors)
+        return cls(
+            weights={
+                name.removeprefix("weight/"): value
+                for name, value in tensors.items()
+                if name.startswith("weight/")
+            },
+            activation=facts["activation"],
+            batches=facts["batches"],
+            golden_input=tensors["golden/input"],
+            golden_output=tensors["golden/output"],
+            answers=[tensors[f"answer/{i}"] for i in range(count)],
+        )

@@ -1,0 +1,89 @@
+"""The weights that a published file holds, and whether they are the trained ones, bit for bit."""
+
+import importlib.util
+import io
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.errors import DataError, ExportMismatch
+from job.verify.engines import load_torchscript
+
+Float32 = NDArray[np.float32]
+
+
+def weights_of(artifact: str, content: bytes) -> Mapping[str, NDArray[Any]] | None:
+    """The named weights that a file holds, or None if what reads it is not installed.
+
+    Raises:
+        ExportMismatch: an ONNX file keeps weights outside itself.
+    """
+    if artifact == "model.safetensors":
+        return read_safetensors(content)
+    reader = {"model.onnx": "onnx", "model.torchscript.pt": "torch", "model.pt2": "torch"}[artifact]
+    if importlib.util.find_spec(reader) is None:
+        return None
+    if artifact == "model.onnx":
+        return _onnx_weights(content)
+    import torch
+
+    if artifact == "model.pt2":
+        state = torch.export.load(io.BytesIO(content)).state_dict
+    else:
+        state = load_torchscript(content).state_dict()
+    return {name: tensor.detach().numpy() for name, tensor in state.items()}
+
+
+def _onnx_weights(content: bytes) -> Mapping[str, NDArray[Any]]:
+    import onnx
+
+    model = onnx.load_model_from_string(content)
+    onnx.checker.check_model(model)
+    for initializer in model.graph.initializer:
+        if initializer.data_location == onnx.TensorProto.EXTERNAL or initializer.external_data:
+            raise ExportMismatch(f"the weight {initializer.name} lies outside model.onnx")
+    return {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+
+
+def read_safetensors(content: bytes) -> dict[str, NDArray[Any]]:
+    """The float32 tensors of a safetensors file, read without its library.
+
+    The format: 8 bytes little-endian length, a JSON header, the tensors' bytes.
+
+    Raises:
+        DataError: the file is malformed, or holds another type.
+    """
+    tensors: dict[str, NDArray[Any]] = {}
+    try:
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:start])
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            if entry["dtype"] != "F32":
+                raise ValueError(f"{name} has type {entry['dtype']}, not F32")
+            begin, end = entry["data_offsets"]
+            values = np.frombuffer(content[start + begin : start + end], dtype="<f4")
+            tensors[name] = values.reshape(entry["shape"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"not a safetensors file of float32 weights: {error}") from None
+    return tensors
+
+
+def disagreements(
+    artifact: str, found: Mapping[str, NDArray[Any]], wanted: Mapping[str, Float32]
+) -> Iterator[str]:
+    """One line for each trained weight that `found` does not hold bit for bit."""
+    for name, weight in wanted.items():
+        there = found.get(name)
+        if there is None:
+            yield f"{artifact} does not hold the weight {name}"
+        elif there.dtype != weight.dtype or there.shape != weight.shape:
+            yield f"{artifact} holds {name} as {there.dtype}{there.shape}"
+        elif there.tobytes() != weight.tobytes():
+            count = int((there.view(np.uint32) != weight.view(np.uint32)).sum())
+            yield f"{artifact} holds other values in {count} of {weight.size} elements of {name}"
+    for name in found.keys() - wanted.keys():
+        yield f"{artifact} holds {name}, which the trained model has not"

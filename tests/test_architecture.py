@@ -1,0 +1,134 @@
+"""The house keeps its walls: who may import whom, and that importing does nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+BASE = {"errors", "log", "streams", "config"}
+# What each room may import of the package, besides itself.
+MAY_IMPORT = {
+    "errors": set(),
+    "log": set(),
+    "clock": set(),
+    "streams": set(),
+    "config": {"errors"},
+    "manifest": {"errors"},
+    "identity": {"errors", "config"},
+    "device": {"errors", "config"},
+    "data": BASE,
+    "model": BASE,
+    "optim": BASE,
+    "train": BASE | {"data", "model", "optim"},
+    "export": BASE | {"model"},
+    "verify": {"errors", "manifest"},
+    "report": {"errors"},
+    "publish": {"errors", "log", "manifest"},
+    "record": None,  # all of the above
+    "pipeline": None,
+    "cli": None,
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+# The assemblers, lowest first: each may import all rooms above, and those before it here.
+ASSEMBLERS = ["record", "pipeline", "cli", "__main__"]
+
+FILES = sorted((ROOT / "job").rglob("*.py"))
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Rooms of the package that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            if node.module == "job":
+                found |= {f"job.{a.name}" for a in node.names}
+            else:
+                found.add(str(node.module))
+    return {room_of(name) for name in found if name == "job" or name.startswith("job.")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_a_file_imports_only_what_its_room_may(path: Path) -> None:
+    room = room_of(module_of(path))
+    allowed = MAY_IMPORT[room]
+    if allowed is None:
+        above = ASSEMBLERS[ASSEMBLERS.index(room) :]
+        allowed = MAY_IMPORT.keys() - set(above)
+    imported = imports_of(path) - {room, "__init__"}
+    assert imported <= allowed, f"{room} may not import {sorted(imported - allowed)}"
+
+
+def test_there_is_no_room_for_odds_and_ends() -> None:
+    names = {path.stem for path in FILES}
+    assert not names & {"utils", "util", "common", "helpers", "misc"}
+
+
+def test_the_story_is_short() -> None:
+    story = ast.parse((ROOT / "job" / "pipeline.py").read_text())
+    for function in ast.walk(story):
+        if isinstance(function, ast.FunctionDef):
+            assert function.end_lineno is not None
+            assert function.end_lineno - function.lineno < 45, function.name
+
+
+PROBE = """
+import os, sys, random, threading
+written = []
+WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+sys.addaudithook(lambda event, args: written.append(args[0])
+                 if event == "open" and isinstance(args[0], str) and args[2] & WRITE else None)
+before = random.getstate(), threading.active_count()
+import {module}
+assert (random.getstate(), threading.active_count()) == before, "seeds, or starts a thread"
+assert not written, written
+"""
+
+MODULES = [module_of(path) for path in FILES if path.stem != "__main__"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_importing_a_module_prints_and_writes_nothing(module: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(module=module)],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("job.cli", ("torch", "numpy", "pydantic", "yaml", "onnxruntime")),
+        ("job.config", ("torch", "numpy", "onnxruntime")),
+        ("job.publish", ("torch", "numpy", "pydantic")),
+        ("job.verify", ("torch", "pydantic", "yaml", "onnx", "onnxruntime", "safetensors")),
+        ("job.device", ("torch",)),
+    ],
+)
+def test_a_light_module_stays_light(module: str, absent: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; print([m for m in {absent!r} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
