@@ -37,59 +37,62 @@ def main(arguments: Sequence[str], started: float | None = None) -> int:
     `started` is when the process began, in seconds since the epoch.
     """
     log.configure(None, quiet=False)
-    result: str | None = None
     try:
         options = _parser().parse_args(_with_command(list(arguments)))
         log.configure(options.log_format, quiet=options.quiet)
         # Libraries print where they like; stdout is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
-            result = options.run(options, time.time() if started is None else started)
-    except JobError as error:
-        return _end(error.code, str(error), error)
+            result: str = options.run(options, time.time() if started is None else started)
+        _print_result(result)
+        return ExitCode.OK
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _end(130, "SIGINT", "interrupted")
+    except JobError as error:
+        return _fail(error)
     except Exception as error:  # noqa: BLE001  this is the boundary
-        known = _known(error)
-        if known is None:
-            traceback.print_exc()
-            return _end(ExitCode.SOFTWARE, f"{type(error).__name__}: {error}", error)
-        return _end(known.code, str(known), known)
-    return _finish(result)
+        return _fail(_known(error) or _defect(error))
 
 
-def _finish(result: str | None) -> int:
-    if result is not None:
-        try:
-            print(result, flush=True)
-        except BrokenPipeError:
-            # The reader has gone; the work is done all the same. Python would complain at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return ExitCode.OK
+def _print_result(result: str) -> None:
+    try:
+        print(result, flush=True)
+    except BrokenPipeError:
+        # The reader has gone; the work is done all the same. Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _end(code: ExitCode, reason: str, error: Exception) -> int:
-    """States code and reason on stderr's last line and in the termination log."""
+def _fail(error: JobError) -> int:
+    reason = str(error)
     if isinstance(error, ConfigError) and len(error.faults) > 1:
         for fault in error.faults:
             log.event("fault", fault, level=log.CRITICAL)
         reason = f"{len(error.faults)} faults in the configuration, the first: {error.faults[0]}"
+    return _end(error.code, error.code.name, reason)
+
+
+def _end(code: int, name: str, reason: str, level: int = log.CRITICAL) -> int:
+    """States code and reason on stderr's last line and in the termination log."""
     reason = " ".join(reason.split())
-    log.event("end", f"{code.name} ({code:d}): {reason}", level=log.CRITICAL, code=int(code))
-    _write_termination_log(code, reason)
+    log.event("end", f"{name} ({code}): {reason}", level=level, code=int(code), name=name)
+    _write_termination_log(code, name, reason)
     return code
 
 
-def _write_termination_log(code: ExitCode, reason: str) -> None:
+def _write_termination_log(code: int, name: str, reason: str) -> None:
     """One JSON object of at most 4,096 bytes; best effort, it never changes the code."""
     path = os.environ.get("JOB_TERMINATION_LOG")
     if path is None and os.path.exists(DEFAULT_TERMINATION_LOG):
         path = DEFAULT_TERMINATION_LOG
     if not path:
         return
-    entry = {"code": int(code), "name": code.name, "reason": reason[:600]}
+    entry = {"code": int(code), "name": name, "reason": reason[:600]}
     with contextlib.suppress(OSError), open(path, "w") as file:
         file.write(json.dumps(entry) + "\n")
+
+
+def _defect(error: Exception) -> JobError:
+    traceback.print_exc()
+    return JobError(f"{type(error).__name__}: {error}")
 
 
 def _known(error: Exception) -> JobError | None:
@@ -193,7 +196,7 @@ def _train(options: argparse.Namespace, started: float) -> str:
 
     clock.stages["import"] = time.time() - started
     published = run_job(config, run_id, clock)
-    log.event("end", f"{ExitCode.OK.name} (0): published and verified", code=0)
+    _end(ExitCode.OK, ExitCode.OK.name, f"{published} is published and verified", log.INFO)
     return str(published)
 
 
@@ -229,13 +232,14 @@ def _verify(options: argparse.Namespace, started: float) -> str:
         for fault in verification.faults:
             log.event("fault", fault, level=log.CRITICAL)
         raise ExportMismatch(f"the files in {folder} do not agree: {verification.faults[0]}")
+    count, headroom = len(verification.comparisons), verification.headroom
     log.event(
         "verified",
-        f"OK (0): {len(verification.comparisons)} comparisons agree, "
-        f"headroom {verification.headroom:.3f}",
-        comparisons=len(verification.comparisons),
-        headroom=verification.headroom,
+        f"{count} comparisons agree, headroom {headroom:.3f}",
+        comparisons=count,
+        headroom=headroom,
     )
+    _end(ExitCode.OK, ExitCode.OK.name, f"{folder} is verified", log.INFO)
     return str(folder)
 
 

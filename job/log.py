@@ -17,7 +17,7 @@ _logger = logging.getLogger("job")
 _logger.addHandler(logging.NullHandler())
 
 
-def event(name: str, message: str = "", *, level: int = INFO, **fields: object) -> None:
+def event(name: str, message: str = "", /, *, level: int = INFO, **fields: object) -> None:
     """Logs one event: a stable `name` for programs, a `message` for people, `fields` for both."""
     _logger.log(level, message or name, extra={"event": name, "fields": fields})
 

@@ -88,6 +88,11 @@ class MLP(nn.Module):
         return answer
 
 
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """Every parameter and buffer by name, copied to the host."""
+        return {name: tensor.cpu().numpy() for name, tensor in self.state_dict().items()}
+
+
 def build_model(config: Config, x: NDArray[np.float32], y: NDArray[np.float32]) -> MLP:
     """The untrained model for training rows x (N, F), y (N, O); a function of the seed alone."""
     model = MLP(x.shape[1], config.model.hidden, y.shape[1], config.model.activation)

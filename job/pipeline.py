@@ -53,7 +53,7 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
 
     with clock.stage("export"):
         reference = Reference.of_model(
-            {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()},
+            model.weights(),
             config.model.activation,
             config.verify.batches,
             data.golden_input,
@@ -71,6 +71,7 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
         facts = record.manifest_fields(
             run, config, device, identity, data, training, test, verification
         )
+        record.write_config(run, config)
         record.write_report(run, config, facts, training, verification)
 
     facts["timing"] = clock.timing()

@@ -128,6 +128,7 @@ def leave_evidence(run: Run, keep: int) -> None:
     folders = [p for p in run.failed.parent.iterdir() if p.is_dir() and not p.is_symlink()]
     for old in sorted(folders, key=lambda p: p.stat().st_mtime)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
+    event("evidence", f"what there is to see is in {run.failed}", folder=str(run.failed))
 
 
 def prepare_output(output: Path) -> None:

@@ -40,16 +40,17 @@ def say_published_before(run: Run) -> None:
 
 def say_published(run: Run, facts: dict[str, Any]) -> None:
     test, timing = facts["metrics"]["test"], facts["timing"]
-    stages = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in timing.items())
-    event("timing", stages, **timing)
+    floor = facts["data"]["floor"].get("mse")
+    known = "" if floor is None else f"; the best reachable mse is {floor:g}"
     event(
         "published",
-        f"test mse {test['mse']:.4f} (best reachable {facts['data']['floor']['mse']:g}), "
-        f"{facts['verification']['comparisons']} comparisons agree",
+        f"test mse {test['mse']:.4f}, mae {test['mae']:.4f}{known}",
         run_id=run.id,
         test=test,
         verification=facts["verification"],
     )
+    stages = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in timing.items())
+    event("timing", stages, **timing)
 
 
 def epoch_writer(run: Run) -> Callable[[EpochRecord], None]:
@@ -153,6 +154,11 @@ def _tensor(name: str, columns: int, **names: list[str]) -> dict[str, Any]:
     return {"name": name, "dtype": "float32", "shape": ["batch", columns], **names}
 
 
+def write_config(run: Run, config: Config) -> None:
+    """job.yaml as it was resolved, without paths."""
+    (run.staging / "job.yaml").write_text(to_yaml(config, published=True))
+
+
 def write_report(
     run: Run,
     config: Config,
@@ -160,8 +166,7 @@ def write_report(
     training: Training,
     verification: Verification,
 ) -> None:
-    """report.html of a run that is about to be published, and its job.yaml."""
-    (run.staging / "job.yaml").write_text(to_yaml(config, published=True))
+    """report.html of a run that is about to be published."""
     page = render_report(
         headline="Verified",
         sentence="The model files agree with the trained model.",

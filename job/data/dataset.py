@@ -15,8 +15,10 @@ from job.data.synthetic import KINDS
 from job.errors import OutOfMemory
 from job.streams import Purpose, generator
 
-# Rows of one stream of random numbers. Part of what a seed means: a change changes the data.
-CHUNK = 65_536
+# Values of x in one stream of random numbers, and rows at the most. Part of what a seed means: a
+# change changes the data.
+CHUNK_VALUES = 2**20
+CHUNK_ROWS = 2**16
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -88,21 +90,26 @@ def load_data(config: Data, seed: int, memory: int) -> Dataset:
 
 def chunks(config: Data, seed: int, start: int, stop: int) -> Iterator[tuple[int, Split]]:
     """Rows [start, stop) as (first row, rows), a chunk at a time; any range gives the same rows."""
-    for chunk in range(start // CHUNK, -(-stop // CHUNK)):
-        first = chunk * CHUNK
+    size = chunk_rows(config.features)
+    for chunk in range(start // size, -(-stop // size)):
+        first = chunk * size
         draw = generator(seed, Purpose.DATA, chunk)
         # A chunk is always drawn whole, so that a row does not depend on how many there are.
-        x, truth = KINDS[config.kind](draw, CHUNK, config.features)
-        y = truth + config.noise * draw.standard_normal((CHUNK, 1))
-        keep = slice(max(start - first, 0), min(stop - first, CHUNK))
+        x, truth = KINDS[config.kind](draw, size, config.features)
+        y = truth + config.noise * draw.standard_normal((size, 1))
+        keep = slice(max(start - first, 0), min(stop - first, size))
         rows = Split(x.astype(np.float32), y.astype(np.float32), truth)
         yield first + keep.start, rows[keep]
 
 
+def chunk_rows(features: int) -> int:
+    """Rows that are drawn together: fewer where rows are wide."""
+    return min(CHUNK_ROWS, max(1, CHUNK_VALUES // features))
+
+
 def _require_memory(config: Data, memory: int) -> None:
     rows = config.samples * (4 * config.features + 4 + 8)
-    chunk = CHUNK * 8 * (config.features + 3)
-    needed = 2 * rows + chunk  # the rows, and their copies on the device
+    needed = 2 * rows  # the rows, and their copies on the device
     if needed > memory:
         raise OutOfMemory(
             f"{config.samples} rows of {config.features} features need about "

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from job.data import Split
+from job.errors import Diverged
 
 Metrics = dict[str, float | None]
 
@@ -30,8 +31,15 @@ def evaluate(model: nn.Module, rows: Split, device: torch.device) -> Metrics:
     `loss` is the training's loss, here the MSE.
     `r2` = 1 - sum (y - p)^2 / sum (y - mean y)^2, and None where y is constant.
     `excess_risk` = mean (p - f(x))^2: what is lost besides the noise, never negative.
+
+    Raises:
+        Diverged: an answer is not finite.
     """
     answers = predict(model, rows.x, device).astype(np.float64)
+    if not np.isfinite(answers).all():
+        raise Diverged(
+            "the model's answers to held-out rows are not all finite; lower train.optimizer.lr"
+        )
     mse = float(np.mean(np.square(answers - rows.y)))
     variance = float(np.mean(np.square(rows.y - rows.y.mean(axis=0, dtype=np.float64))))
     return {

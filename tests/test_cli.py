@@ -1,0 +1,169 @@
+"""The command line: streams, exit codes, and the one boundary where errors become codes."""
+
+import errno
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from job import __version__, cli, errors
+from job.errors import ExitCode, JobError
+
+from .conftest import ROOT, SMALL, Job
+
+
+def classes() -> list[type[JobError]]:
+    found = [JobError]
+    for kind in found:
+        found += kind.__subclasses__()
+    return found
+
+
+def test_every_code_has_one_error_and_the_tree_in_the_docstring_is_true() -> None:
+    drawn = dict(re.findall(r"^ +(\w+) +(\d\d) ", errors.__doc__ or "", re.MULTILINE))
+    real = {kind.__name__: str(int(kind.code)) for kind in classes() if kind.__name__ != "Verdict"}
+    assert drawn == real
+    assert len(set(real.values())) == len(real) == len(ExitCode) - 1
+
+
+def test_no_code_can_be_mistaken_for_a_crash() -> None:
+    assert not {1, 2, *range(126, 256)} & {int(code) for code in ExitCode}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        *[
+            (kind("why") if kind is not errors.ConfigError else kind(["why"]), kind.code)
+            for kind in classes()
+        ],
+        (MemoryError(), 71),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), 71),
+        (OSError(errno.ENOSPC, "No space left on device"), 74),
+        (OSError(errno.EIO, "Input/output error"), 74),
+        (PermissionError(errno.EACCES, "Permission denied"), 77),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_the_boundary_gives_each_error_its_code(
+    error: BaseException,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> str:
+        raise error
+
+    monkeypatch.setattr(cli, "_check", fail)
+    assert cli.main(["check", "--log-format", "text"]) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"({int(code)}): " in said.err.splitlines()[-1]
+    assert "Traceback" not in said.err
+
+
+def test_a_defect_is_70_with_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> str:
+        raise ZeroDivisionError("by the way")
+
+    monkeypatch.setattr(cli, "_check", fail)
+    assert cli.main(["check", "--log-format", "text"]) == 70
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert said.splitlines()[-1] == "SOFTWARE (70): ZeroDivisionError: by the way"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["bogus"], ["train", "--bogus"], ["verify"], ["train", "--run-id", "../up"]]
+)
+def test_a_bad_command_line_is_64(arguments: list[str], job: Job) -> None:
+    done = job(*arguments)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert json.loads(done.stderr.splitlines()[-1])["code"] == 64
+
+
+def test_a_bad_run_id_in_the_environment_is_78(job: Job) -> None:
+    done = job("train", env={"JOB_RUN_ID": "a/b"})
+    assert done.returncode == 78
+    assert "JOB_RUN_ID" in done.stderr
+
+
+def test_help_and_version_go_to_stdout(job: Job) -> None:
+    assert "train" in job("--help").stdout
+    assert job("--version").stdout == f"job {__version__}\n"
+
+
+def test_train_is_the_default_command(job: Job) -> None:
+    for arguments in ([], ["seed=x"], ["--config", "nowhere.yaml"]):
+        done = job(*arguments, env={"JOB__DEVICE": "bogus"}, cwd=ROOT)
+        assert done.returncode in (66, 78)  # it read the configuration: that is train
+
+
+def test_check_prints_the_resolved_configuration(job: Job) -> None:
+    done = job("check", "train.epochs=3", env={"JOB__SEED": "7"})
+    assert done.returncode == 0
+    assert "epochs: 3" in done.stdout
+    assert done.stdout.startswith("seed: 7\n")
+
+
+def test_schema_is_json_schema(job: Job) -> None:
+    schema = json.loads(job("schema").stdout)
+    assert set(schema["properties"]) >= {"seed", "data", "train"}
+
+
+def test_faults_are_listed_before_the_last_line(job: Job) -> None:
+    done = job("check", "--log-format", "text", "seed=x", "bogus=1")
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3
+    assert lines[-1].startswith("CONFIG (78): 2 faults in the configuration, the first: ")
+
+
+def test_json_lines_carry_time_level_event_and_fields(job: Job) -> None:
+    done = job("check", "bogus=1")
+    line = json.loads(done.stderr.splitlines()[-1])
+    assert line["event"] == "end"
+    assert line["code"] == 78
+    assert line["level"] == "critical"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line["time"])
+
+
+def test_the_termination_log_tells_code_and_reason(job: Job, tmp_path: Path) -> None:
+    log = tmp_path / "termination-log"
+    job("check", "bogus=" + "x" * 9000, env={"JOB_TERMINATION_LOG": str(log)})
+    assert log.stat().st_size <= 4096
+    entry = json.loads(log.read_text())
+    assert (entry["code"], entry["name"]) == (78, "CONFIG")
+    assert "bogus" in entry["reason"]
+
+
+def test_a_termination_log_that_cannot_be_written_changes_nothing(job: Job, tmp_path: Path) -> None:
+    done = job("check", env={"JOB_TERMINATION_LOG": str(tmp_path)})
+    assert done.returncode == 0
+
+
+def test_a_reader_that_goes_away_changes_nothing() -> None:
+    script = f"{sys.executable} -m job schema | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["{", "0"]
+    assert done.stderr == ""
+
+
+def test_quiet_prints_nothing_on_success_but_the_path(job: Job, tmp_path: Path) -> None:
+    done = job("train", *SMALL, "--quiet", "--output", str(tmp_path / "out"), "--run-id", "q")
+    assert done.returncode == 0
+    assert done.stdout == f"{tmp_path}/out/runs/q\n"
+    assert done.stderr == ""
+
+
+def test_quiet_still_says_what_went_wrong(job: Job) -> None:
+    done = job("check", "--quiet", "bogus=1")
+    assert done.returncode == 78
+    assert "unknown key" in done.stderr

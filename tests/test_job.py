@@ -1,0 +1,295 @@
+"""The whole job through the real command, with small data; and the wrong ends it can come to."""
+
+import json
+import re
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from job import export, pipeline
+from job.clock import Clock
+from job.config import load_config
+from job.errors import Diverged, ExportMismatch
+from job.verify import verify_published
+
+from .conftest import SMALL, Job
+
+FILES = {
+    "golden/input.npy",
+    "golden/output.npy",
+    "job.yaml",
+    "metrics.jsonl",
+    "model.onnx",
+    "model.pt2",
+    "model.safetensors",
+    "model.torchscript.pt",
+    "report.html",
+    "test_data_set_0/input_0.pb",
+    "test_data_set_0/output_0.pb",
+    "verification.json",
+}
+
+
+def manifest_of(folder: Path) -> dict[str, dict[str, object]]:
+    return json.loads((folder / "manifest.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_the_published_files_are_those_of_the_contract(published: Path) -> None:
+    there = {p.relative_to(published).as_posix() for p in published.rglob("*") if p.is_file()}
+    assert there == FILES | {"manifest.json", "manifest.sha256"}
+    assert set(manifest_of(published)["files"]) == FILES
+
+
+def test_the_manifest_has_the_pinned_fields(published: Path) -> None:
+    manifest = manifest_of(published)
+    assert manifest["contract"] == 1
+    assert manifest["run_id"] == "small"
+    assert re.fullmatch("[0-9a-f]{64}", str(manifest["fingerprint"]))
+    assert str(manifest["created"]).endswith("Z")
+    assert datetime.fromisoformat(str(manifest["created"])).tzinfo is not None
+    assert manifest["signature"] == {
+        "task": "regression",
+        "inputs": [
+            {
+                "name": "input",
+                "dtype": "float32",
+                "shape": ["batch", 10],
+                "features": [f"x{i}" for i in range(10)],
+            }
+        ],
+        "outputs": [
+            {"name": "output", "dtype": "float32", "shape": ["batch", 1], "targets": ["y"]}
+        ],
+    }
+    assert manifest["data"].keys() == {"kind", "rows", "sha256", "floor"}
+    assert manifest["data"]["floor"] == {"mse": 1.0}
+    assert manifest["metrics"].keys() == {"validation", "test"}
+    assert manifest["metrics"]["test"].keys() >= {"loss", "mse", "r2", "excess_risk"}  # type: ignore[attr-defined]
+    training = manifest["training"]
+    assert (training["epochs"], training["steps"], training["resumed"]) == (2, 14, 0)
+    assert training["samples_per_second"] > 0  # type: ignore[operator]
+    assert manifest["device"].keys() == {"type", "name", "reason", "threads", "world_size"}
+    assert manifest["timing"].keys() >= {"total", "import", "data", "train", "export", "verify"}
+    assert manifest["timing"]["total"] < 600  # type: ignore[operator]
+    assert manifest["verification"]["passed"] is True
+    assert 0 < manifest["verification"]["headroom"] <= 1  # type: ignore[operator]
+    assert manifest["versions"].keys() >= {"python", "torch", "onnx", "onnxruntime"}
+    assert manifest["source"].keys() == {"revision", "image"}
+
+
+def test_verification_json_holds_every_comparison_and_no_hash(published: Path) -> None:
+    text = (published / "verification.json").read_text()
+    verification = json.loads(text)
+    assert verification["passed"] is True
+    assert len(verification["comparisons"]) == manifest_of(published)["verification"]["comparisons"]
+    assert not re.search("[0-9a-f]{64}", text)
+    seen = {(c["artifact"], c["engine"]) for c in verification["comparisons"]}
+    assert seen >= {
+        ("trained model", "torch"),
+        ("model.onnx", "onnxruntime, not optimised"),
+        ("model.onnx", "onnxruntime, optimised"),
+        ("model.torchscript.pt", "torch.jit"),
+        ("model.pt2", "torch.export"),
+        ("model.safetensors", "weights"),
+    }
+    for batch in (1, 2, 3, 7, 64, 257):
+        assert f"held-out rows, batch {batch}" in {c["case"] for c in verification["comparisons"]}
+
+
+def test_metrics_have_one_line_an_epoch_and_no_times(published: Path) -> None:
+    lines = [json.loads(line) for line in (published / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    keys = {"epoch", "steps", "learning_rate", "training_loss", "validation"}
+    assert all(line.keys() == keys for line in lines)
+
+
+def test_the_goldens_are_what_onnxruntime_answers(published: Path) -> None:
+    session = onnxruntime.InferenceSession(published / "model.onnx")
+    x, y = (np.load(published / "golden" / f"{name}.npy") for name in ("input", "output"))
+    assert len(x) >= 32
+    np.testing.assert_allclose(session.run(None, {"input": x})[0], y, rtol=1e-5, atol=1e-5)
+
+
+def test_the_published_config_reproduces_the_model_files(
+    published: Path, job: Job, tmp_path: Path
+) -> None:
+    config = shutil.copy(published / "job.yaml", tmp_path)
+    assert "output" not in Path(config).read_text()
+    done = job("train", "--config", config, "--output", "again", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = tmp_path / "again" / "latest"
+    for name in ("model.onnx", "model.safetensors", "model.torchscript.pt", "metrics.jsonl"):
+        assert (again / name).read_bytes() == (published / name).read_bytes(), name
+
+
+def test_nothing_private_is_published(published: Path) -> None:
+    import getpass
+    import socket
+
+    for path in published.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert str(published.parent.parent).encode() not in content, path
+            assert socket.gethostname().encode() not in content, path
+            assert f"/{getpass.getuser()}/".encode() not in content, path
+
+
+def test_verify_accepts_the_published_folder_and_a_renamed_copy(
+    published: Path, job: Job, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(published, tmp_path / "copy")
+    done = job("verify", str(copy))
+    assert (done.returncode, done.stdout) == (0, f"{copy}\n")
+
+
+def test_verify_refuses_a_flipped_bit(published: Path, job: Job, tmp_path: Path) -> None:
+    copy = shutil.copytree(published, tmp_path / "copy")
+    content = bytearray((copy / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "model.onnx").write_bytes(content)
+    done = job("verify", str(copy))
+    assert (done.returncode, done.stdout) == (65, "")
+    assert "model.onnx is not the file that was published" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["model.onnx", "manifest.sha256", "golden/input.npy"])
+def test_verify_refuses_a_folder_that_lacks_a_file(
+    missing: str, published: Path, job: Job, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(published, tmp_path / "copy")
+    (copy / missing).unlink()
+    done = job("verify", str(copy))
+    assert done.returncode == 65
+    assert f"{missing} is missing" in done.stderr
+
+
+def test_verify_of_nothing_is_66(job: Job, tmp_path: Path) -> None:
+    assert job("verify", str(tmp_path / "nowhere")).returncode == 66
+    assert job("verify", str(tmp_path)).returncode == 66
+
+
+def test_running_a_published_id_again_trains_nothing_and_exits_0(output: Path, job: Job) -> None:
+    before = (output / "runs" / "small" / "manifest.json").read_bytes()
+    done = job("train", *SMALL, "--output", str(output), "--run-id", "small")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{output}/runs/small\n"
+    assert "published_before" in done.stderr
+    assert '"event": "epoch"' not in done.stderr
+    assert (output / "runs" / "small" / "manifest.json").read_bytes() == before
+
+
+def test_a_published_id_with_another_configuration_is_78(output: Path, job: Job) -> None:
+    done = job("train", *SMALL, "seed=1", "--output", str(output), "--run-id", "small")
+    assert done.returncode == 78
+    assert "published already" in done.stderr
+
+
+def test_without_an_id_every_run_gets_its_own(job: Job, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert job("train", *SMALL, "--output", str(tmp_path / "out")).returncode == 0
+    names = [path.name for path in (tmp_path / "out" / "runs").iterdir()]
+    assert len(names) == 2
+    assert all(re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{8}-[0-9a-f]{6}", name) for name in names)
+
+
+# What ends badly. In-process, so that one part can be made to go wrong.
+
+
+def run_here(output: Path, *overrides: str) -> Path:
+    config = load_config(None, [*SMALL, f"output.dir={output}", *overrides])
+    return pipeline.run_job(config, "run", Clock(0.0))
+
+
+def nothing_published(output: Path) -> bool:
+    return not list((output / "runs").iterdir()) and not (output / "latest").is_symlink()
+
+
+def wrong_bias(write: object, *arguments: object, **keywords: object) -> None:
+    """The real exporter, then one bias dropped from the ONNX file."""
+    import onnx
+
+    write(*arguments, **keywords)  # type: ignore[operator]
+    path = Path(str(arguments[1]))
+    proto = onnx.load(path)
+    for initializer in proto.graph.initializer:
+        if initializer.name == "network.0.bias":
+            dropped = np.zeros_like(onnx.numpy_helper.to_array(initializer))
+            initializer.CopyFrom(onnx.numpy_helper.from_array(dropped, initializer.name))
+    onnx.save(proto, path)
+
+
+def test_a_wrong_export_is_81_and_nothing_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = export.write_onnx
+    monkeypatch.setattr(export, "write_onnx", lambda *a, **k: wrong_bias(right, *a, **k))
+    with pytest.raises(ExportMismatch, match=r"model\.onnx") as caught:
+        run_here(tmp_path)
+    assert caught.value.code == 81
+    assert nothing_published(tmp_path)
+    evidence = tmp_path / "failed" / "run"
+    assert {p.name for p in evidence.iterdir()} == {
+        "report.html",
+        "verification.json",
+        "metrics.jsonl",
+    }
+    assert json.loads((evidence / "verification.json").read_text())["passed"] is False
+    assert "DIFFERS" in (evidence / "report.html").read_text()
+
+
+def test_a_wrong_export_never_replaces_the_last_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(None, [*SMALL, f"output.dir={tmp_path}"])
+    good = pipeline.run_job(config, "good", Clock(0.0))
+    right = export.write_onnx
+    monkeypatch.setattr(export, "write_onnx", lambda *a, **k: wrong_bias(right, *a, **k))
+    with pytest.raises(ExportMismatch):
+        pipeline.run_job(config, "bad", Clock(0.0))
+    assert (tmp_path / "latest").resolve() == good.resolve()
+    assert not verify_published(tmp_path / "latest").faults
+
+
+def test_a_swapped_torchscript_is_81_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    right = export.write_torchscript
+
+    def untrained(model: export.MLP, example: torch.Tensor, path: Path) -> None:
+        wrong = export.MLP(10, (100,), 1, "relu").eval()
+        right(wrong, example, path)
+
+    monkeypatch.setattr(export, "write_torchscript", untrained)
+    with pytest.raises(ExportMismatch, match=r"model\.torchscript\.pt"):
+        run_here(tmp_path)
+    assert nothing_published(tmp_path)
+
+
+def test_divergence_leaves_a_report_and_nothing_published(tmp_path: Path) -> None:
+    with pytest.raises(Diverged) as caught:
+        run_here(tmp_path, "train.optimizer={name: sgd, lr: 1e12}")
+    assert caught.value.code == 80
+    assert nothing_published(tmp_path)
+    page = (tmp_path / "failed" / "run" / "report.html").read_text()
+    assert "DIVERGED (80): nothing was published" in page
+    assert "diverged at step" in page
+
+
+def test_a_model_that_memorises_is_told_and_one_that_learns_is_not(
+    job: Job, tmp_path: Path
+) -> None:
+    output = ("--log-format", "text", "--output", str(tmp_path))
+    noise = (
+        "data={kind: noise, samples: 400, features: 20}",
+        "train={epochs: 150, batch_size: 64}",
+    )
+    memorising = job("train", *output, *noise, "model.hidden=[200]")
+    assert memorising.returncode == 0, memorising.stderr
+    assert "the model is memorising noise" in memorising.stderr
+    learning = job("train", *output, *SMALL)
+    assert learning.returncode == 0, learning.stderr
+    assert "memorising" not in learning.stderr

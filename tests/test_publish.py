@@ -1,0 +1,238 @@
+"""Publishing: whole or not at all, `latest` never backwards, nothing of others touched."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from job import publish as publishing
+from job.errors import (
+    ConfigError,
+    DataError,
+    JobError,
+    NoPermission,
+    OutputError,
+    ReadWriteError,
+)
+from job.manifest import read_manifest, sha256_of
+from job.publish import Run, claim, leave_evidence, prepare_output, publish
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def publish_one(output: Path, run_id: str, *, age: int = 0, keep: int = 5) -> Run:
+    """Publishes a folder with one file, made `age` days before the others."""
+    prepare_output(output)
+    with claim(output, run_id, "f" * 64) as run:
+        (run.staging / "model.onnx").write_text(run_id)
+        created = (NOW - timedelta(days=age)).isoformat()
+        fields = {"contract": 1, "run_id": run_id, "fingerprint": "f" * 64, "created": created}
+        publish(run, fields, {"model.onnx": sha256_of(run.staging / "model.onnx")}, keep)
+    return run
+
+
+def test_a_published_run_is_whole_and_latest_points_at_it(tmp_path: Path) -> None:
+    run = publish_one(tmp_path, "one")
+    assert os.readlink(tmp_path / "latest") == "runs/one"
+    assert read_manifest(tmp_path / "latest")["run_id"] == "one"
+    assert not list((tmp_path / "work" / "runs").iterdir())
+    assert not list((tmp_path / "work" / "locks").iterdir())
+    done = subprocess.run(["sha256sum", "-c", "manifest.sha256"], cwd=run.published, check=True)
+    assert done.returncode == 0
+
+
+def test_latest_never_goes_back_to_an_older_run(tmp_path: Path) -> None:
+    publish_one(tmp_path, "new")
+    publish_one(tmp_path, "old", age=3)
+    assert os.readlink(tmp_path / "latest") == "runs/new"
+    publish_one(tmp_path, "newer", age=-1)
+    assert os.readlink(tmp_path / "latest") == "runs/newer"
+
+
+def test_a_lost_latest_is_repaired_by_running_again(tmp_path: Path) -> None:
+    publish_one(tmp_path, "one")
+    (tmp_path / "latest").unlink()
+    with claim(tmp_path, "one", "f" * 64) as run:
+        assert run.published.exists()
+    assert os.readlink(tmp_path / "latest") == "runs/one"
+
+
+def test_an_id_that_is_published_with_another_fingerprint_is_refused(tmp_path: Path) -> None:
+    publish_one(tmp_path, "one")
+    with pytest.raises(ConfigError, match="published already"), claim(tmp_path, "one", "e" * 64):
+        pass
+
+
+def test_a_published_run_that_is_corrupt_is_not_called_published(tmp_path: Path) -> None:
+    run = publish_one(tmp_path, "one")
+    (run.published / "model.onnx").write_text("other")
+    with pytest.raises(DataError, match=r"model\.onnx is not"), claim(tmp_path, "one", "f" * 64):
+        pass
+
+
+def test_a_file_that_changes_after_its_verification_is_not_published(tmp_path: Path) -> None:
+    prepare_output(tmp_path)
+    with claim(tmp_path, "one", "f" * 64) as run, pytest.raises(JobError, match="changed between"):
+        (run.staging / "model.onnx").write_text("verified")
+        digest = sha256_of(run.staging / "model.onnx")
+        (run.staging / "model.onnx").write_text("changed")
+        publish(run, {"contract": 1}, {"model.onnx": digest}, 5)
+    assert not list((tmp_path / "runs").iterdir())
+    assert not (tmp_path / "latest").is_symlink()
+
+
+def test_a_run_that_fails_leaves_nothing_visible(tmp_path: Path) -> None:
+    prepare_output(tmp_path)
+    with pytest.raises(ValueError, match="by the way"), claim(tmp_path, "one", "f" * 64) as run:
+        (run.staging / "model.onnx").write_text("half")
+        raise ValueError("by the way")
+    assert not list((tmp_path / "runs").iterdir())
+    assert not list((tmp_path / "work" / "runs").iterdir())
+
+
+def test_old_runs_go_and_only_old_runs(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "manifest.json").write_text(json.dumps({"contract": 1, "created": "2000-01-01"}))
+    output = tmp_path / "out"
+    publish_one(output, "first", age=9)
+    (output / "runs" / "not-ours").mkdir()
+    (output / "runs" / "a-link").symlink_to(elsewhere)
+    publish_one(output, "second", age=8)
+    publish_one(output, "third", age=7, keep=2)
+    names = {path.name for path in (output / "runs").iterdir()}
+    assert names == {"second", "third", "not-ours", "a-link"}
+    assert (elsewhere / "manifest.json").exists()
+
+
+def test_retention_spares_what_latest_points_at_and_the_run_itself(tmp_path: Path) -> None:
+    publish_one(tmp_path, "new")
+    publish_one(tmp_path, "old", age=5, keep=1)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"new", "old"}
+
+
+def test_evidence_holds_no_model_and_only_the_last_stay(tmp_path: Path) -> None:
+    prepare_output(tmp_path)
+    for number in range(4):
+        with claim(tmp_path, f"run{number}", "f" * 64) as run:
+            (run.staging / "model.onnx").write_text("wrong")
+            (run.staging / "report.html").write_text("why")
+            leave_evidence(run, 2)
+            os.utime(run.failed, (number, number))
+    assert {path.name for path in (tmp_path / "failed").iterdir()} == {"run2", "run3"}
+    assert [path.name for path in (tmp_path / "failed" / "run3").iterdir()] == ["report.html"]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from job.publish import claim, prepare_output
+output = Path(sys.argv[1])
+prepare_output(output)
+with claim(output, "one", "f" * 64) as run:
+    (run.staging / "model.onnx").write_text("half")
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> subprocess.Popen[str]:
+    """Another process that holds the run id `one`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process  # type: ignore[misc]
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_an_id_that_another_process_holds_too_long_is_given_up(
+    tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "WAIT_SECONDS", 0.5)
+    with pytest.raises(ReadWriteError, match="run again later"), claim(tmp_path, "one", "f" * 64):
+        pass
+    assert holder.poll() is None
+
+
+def test_the_second_goes_on_once_the_first_is_gone(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    threading.Timer(0.5, holder.kill).start()
+    with claim(tmp_path, "one", "f" * 64) as run:
+        assert holder.wait() != 0
+        assert not list(run.staging.iterdir())  # the other's half is gone
+
+
+def test_leftovers_of_killed_runs_are_swept_and_those_of_living_ones_are_not(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    prepare_output(tmp_path)
+    half = tmp_path / "work" / "runs" / "one" / "staging" / "model.onnx"
+    assert half.exists()
+    holder.kill()
+    holder.wait()
+    prepare_output(tmp_path)
+    assert not half.exists()
+
+
+def test_a_reader_never_sees_a_partial_run(tmp_path: Path) -> None:
+    seen: list[str] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            if (tmp_path / "latest").exists():
+                seen.append(read_manifest((tmp_path / "latest").resolve())["run_id"])
+            time.sleep(0.001)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(30):
+        publish_one(tmp_path, f"run{number:02d}", age=-number, keep=1000)
+    stop.set()
+    reader.join()
+    assert len(set(seen)) > 5
+    assert seen == sorted(seen)
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be used: to make a folder there failed"):
+        prepare_output(tmp_path / "file")
+
+
+REFUSED = """
+import os, sys
+from pathlib import Path
+from job.errors import JobError
+from job.publish import prepare_output
+if os.geteuid() == 0:
+    os.setuid(54321)  # root may write everywhere
+try:
+    prepare_output(Path(sys.argv[1]))
+except JobError as error:
+    print(int(error.code), error)
+"""
+
+
+def test_a_folder_that_may_not_be_written_is_refused() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        done = subprocess.run(
+            [sys.executable, "-c", REFUSED, folder], capture_output=True, text=True, check=True
+        )
+    assert done.stdout.startswith(
+        f"{NoPermission.code:d} the output folder {folder} cannot be used"
+    )
