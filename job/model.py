@@ -87,7 +87,6 @@ class MLP(nn.Module):
         answer: Tensor = self.output(standardised)
         return answer
 
-
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """Every parameter and buffer by name, copied to the host."""
         return {name: tensor.cpu().numpy() for name, tensor in self.state_dict().items()}

@@ -138,7 +138,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(value: float) -> None
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
-class Cliff(torch.autograd.Function):  # type: ignore[misc]
+class Cliff(torch.autograd.Function):
     """A finite value with a gradient that is not: the square root's at zero, say."""
 
     @staticmethod
@@ -146,7 +146,7 @@ class Cliff(torch.autograd.Function):  # type: ignore[misc]
         return x.clone()
 
     @staticmethod
-    def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:
         return gradient * math.inf
 
 
@@ -156,7 +156,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_is_named() ->
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
 
     def loss(answer: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return nn.functional.mse_loss(Cliff.apply(answer), y)
+        return nn.functional.mse_loss(Cliff.apply(answer), y)  # type: ignore[no-untyped-call]
 
     with pytest.raises(Diverged, match=r"the gradient of 0\.weight is not finite"):
         training_step(network, loss, optimizer, torch.ones(4, 2), torch.zeros(4, 1))  # type: ignore[arg-type]

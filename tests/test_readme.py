@@ -1,0 +1,109 @@
+"""What README promises is seen to happen: its transcript, its table, its snippet."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from job.errors import ExitCode
+
+from .conftest import ROOT, Job
+
+README = (ROOT / "README.md").read_text()
+
+
+def run_on_a_terminal(command: list[str]) -> tuple[int, list[str]]:
+    """Exit code and the lines that a person sees."""
+    controller, terminal = pty.openpty()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JOB", "MAKE", "MFLAGS"))}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=kept, stdin=terminal, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    seen = b""
+    while True:
+        try:
+            part = os.read(controller, 65536)
+        except OSError:  # how Linux tells that the other end is closed
+            break
+        if not part:
+            break
+        seen += part
+    os.close(controller)
+    return process.wait(), seen.decode().replace("\r\n", "\n").splitlines()
+
+
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """`make train` as a newcomer runs it, but for the output folder."""
+    output = tmp_path_factory.mktemp("default") / "artifacts"
+    code, lines = run_on_a_terminal(["make", "train", f"ARGS=--output {output}"])
+    assert code == 0, "\n".join(lines)
+    return output, [line.replace(str(output), "artifacts") for line in lines]
+
+
+def masked(line: str) -> str:
+    """The line without what differs from run to run and from machine to machine."""
+    line = re.sub(r"\d{8}T\d{6}Z-[0-9a-f]{8}-[0-9a-f]{6}", "ID", line)
+    line = re.sub(r" on \w+ \(.*?\), \d+ threads? \(.*\)$", " on DEVICE", line)
+    return re.sub(r"\d[\d,.]*", "#", line)
+
+
+def test_the_transcript_is_what_make_train_prints(default_run: tuple[Path, list[str]]) -> None:
+    block = re.search(r"```console\n\$ make train\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    promised = block[1].splitlines()
+    assert [masked(line) for line in default_run[1]] == [masked(line) for line in promised]
+
+
+def test_the_transcripts_result_is_the_runs(default_run: tuple[Path, list[str]]) -> None:
+    promised = re.search(r"test mse ([\d.]+)", README)
+    assert promised is not None
+    manifest = json.loads((default_run[0] / "latest" / "manifest.json").read_text())
+    mse = manifest["metrics"]["test"]["mse"]
+    # The same seed on another processor differs by rounding, which training amplifies.
+    assert mse == pytest.approx(float(promised[1]), abs=0.02)
+    assert manifest["data"]["rows"] == 2_000_000
+    assert manifest["signature"]["inputs"][0]["shape"] == ["batch", 10]
+
+
+def test_the_published_default_model_verifies_again(
+    default_run: tuple[Path, list[str]], job: Job
+) -> None:
+    assert job("verify", str(default_run[0] / "latest")).returncode == 0
+
+
+def test_the_snippet_loads_the_model(default_run: tuple[Path, list[str]]) -> None:
+    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    code = block[1] + "\nprint(answers.shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=default_run[0].parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.fullmatch(r"\(\d+, 1\)\n", done.stdout)
+
+
+def test_the_table_of_exit_codes_is_the_codes() -> None:
+    rows = re.findall(r"^\| (\d+) \| (\w+) \|", README, re.MULTILINE)
+    assert [(int(code), name) for code, name in rows] == [(int(c), c.name) for c in ExitCode]
+
+
+def test_every_file_and_folder_that_readme_names_is_there() -> None:
+    for path in re.findall(r"`((?:job|docs|tests)/[\w./]*)`|\]\(([\w./]+)\)", README):
+        assert (ROOT / (path[0] or path[1])).exists(), path
+
+
+def test_every_make_target_that_readme_names_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^\$? ?make ([\w -]+?)(?: {2,}| ARGS|$)", README, re.MULTILINE):
+        for word in target.split():
+            assert re.search(rf"^{word}:", makefile, re.MULTILINE), word
