@@ -27,7 +27,6 @@ from job.errors import (
 if TYPE_CHECKING:
     from job.config import Config
 
-COMMANDS = ("train", "check", "verify", "schema")
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 
 
@@ -54,11 +53,12 @@ def main(arguments: Sequence[str], started: float | None = None) -> int:
 
 
 def _print_result(result: str) -> None:
+    """Prints on stdout itself, wherever `sys.stdout` points by now."""
     try:
-        print(result, flush=True)
+        print(result, file=sys.__stdout__, flush=True)
     except BrokenPipeError:
         # The reader has gone; the work is done all the same. Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _fail(error: JobError) -> int:
@@ -170,6 +170,20 @@ def _parser() -> _Parser:
     verify.add_argument("folder", metavar="DIR", help="a published run: artifacts/latest for one")
     verify.set_defaults(run=_verify)
 
+    predict = commands.add_parser(
+        "predict", parents=[common], help="run the published ONNX model on rows in an .npy file"
+    )
+    predict.add_argument("folder", metavar="DIR", help="a published run: artifacts/latest for one")
+    predict.add_argument("--input", metavar="FILE", required=True, help="rows (N, F) as .npy")
+    predict.add_argument("--output", metavar="FILE", required=True, help="answers (N, O) as .npy")
+    predict.set_defaults(run=_predict)
+
+    doctor = commands.add_parser(
+        "doctor", parents=[common, configured], help="say what this machine or container offers"
+    )
+    doctor.add_argument("--output", metavar="DIR", help="the output folder (output.dir)")
+    doctor.set_defaults(run=_doctor)
+
     schema = commands.add_parser(
         "schema", parents=[common], help="print the JSON Schema of job.yaml"
     )
@@ -241,6 +255,33 @@ def _verify(options: argparse.Namespace, started: float) -> str:
     )
     _end(ExitCode.OK, ExitCode.OK.name, f"{folder} is verified", log.INFO)
     return str(folder)
+
+
+def _predict(options: argparse.Namespace, started: float) -> str:
+    from job.predict import predict_file
+
+    rows = predict_file(Path(options.folder), Path(options.input), Path(options.output))
+    _end(ExitCode.OK, ExitCode.OK.name, f"{rows} rows answered in {options.output}", log.INFO)
+    return str(options.output)
+
+
+def _doctor(options: argparse.Namespace, started: float) -> str:
+    """Prints every finding as it is made; ends with the first that would stop `train`."""
+    config = _load(options)
+    from job.doctor import examine
+
+    trouble: JobError | None = None
+    lines = []
+    for what, finding in examine(config):
+        if isinstance(finding, JobError):
+            trouble = trouble or finding
+            finding = f"NOT USABLE: {finding}"
+        lines.append(f"{what + ':':<18} {finding}")
+    report = "\n".join(lines)
+    if trouble is not None:
+        _print_result(report)
+        raise trouble
+    return report
 
 
 def _schema(options: argparse.Namespace, started: float) -> str:

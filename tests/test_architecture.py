@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "verify": {"errors", "manifest"},
     "report": {"errors"},
     "publish": {"errors", "log", "manifest"},
+    "predict": {"errors", "log", "manifest", "verify"},
+    "doctor": {"errors", "config", "device", "identity", "publish"},
     "record": None,  # all of the above
     "pipeline": None,
     "cli": None,
@@ -124,6 +126,8 @@ def test_importing_a_module_prints_and_writes_nothing(module: str, tmp_path: Pat
         ("job.publish", ("torch", "numpy", "pydantic")),
         ("job.verify", ("torch", "pydantic", "yaml", "onnx", "onnxruntime", "safetensors")),
         ("job.device", ("torch",)),
+        ("job.doctor", ("torch",)),
+        ("job.predict", ("torch", "pydantic", "yaml", "onnx", "onnxruntime", "safetensors")),
     ],
 )
 def test_a_light_module_stays_light(module: str, absent: tuple[str, ...]) -> None:

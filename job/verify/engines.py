@@ -52,14 +52,15 @@ def engines(files: Mapping[str, bytes]) -> tuple[list[Engine], list[str]]:
 
 
 def _onnxruntime_plain(content: bytes) -> Run:
-    return _onnxruntime(content, optimise=False)
+    return load_onnx(content, optimise=False)
 
 
 def _onnxruntime_optimised(content: bytes) -> Run:
-    return _onnxruntime(content, optimise=True)
+    return load_onnx(content, optimise=True)
 
 
-def _onnxruntime(content: bytes, *, optimise: bool) -> Run:
+def load_onnx(content: bytes, *, optimise: bool = True) -> Run:
+    """An ONNX model in onnxruntime's CPU provider, which is seen to be the one that runs."""
     import onnxruntime as ort
 
     ort.set_default_logger_severity(3)
