@@ -154,7 +154,9 @@ def _summary(comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "artifact": artifact,
             "engine": engine,
             "count": len(rows),
-            "error": max(row["max_error"] for row in rows if not row["case"].startswith("scale")),
+            "error": max(
+                (row["max_error"] for row in rows if not row["case"].startswith("scale")), default=0
+            ),
             "used": max(row["bound_used"] for row in rows),
             "verdict": "agrees" if all(r["verdict"] == "passed" for r in rows) else "DIFFERS",
         }
