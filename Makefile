@@ -8,7 +8,7 @@ VERSION    := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py)
 BASE_IMAGE ?= python:3.11-slim-bookworm
 IMAGE      := job:$(VERSION)-cpu
 IMAGE_CUDA := job:$(VERSION)-cuda
-REVISION   := $(shell git rev-parse HEAD 2>/dev/null)
+REVISION   := $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test lint lock image image-cuda image-name run smoke clean

@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 
 
+class Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+def terminate(*_: object) -> NoReturn:
+    """Handles SIGTERM: a process with the number 1, as in a container, has no default for it."""
+    raise Terminated
+
+
 def main(arguments: Sequence[str], started: float | None = None) -> int:
     """Runs one command and returns its exit code.
 
@@ -44,6 +53,8 @@ def main(arguments: Sequence[str], started: float | None = None) -> int:
             result: str = options.run(options, time.time() if started is None else started)
         _print_result(result)
         return ExitCode.OK
+    except Terminated:
+        return _end(143, "SIGTERM", "terminated")
     except KeyboardInterrupt:
         return _end(130, "SIGINT", "interrupted")
     except JobError as error:

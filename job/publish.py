@@ -139,6 +139,7 @@ def prepare_output(output: Path) -> None:
         NoPermission: the operating system refuses to write there.
         ReadWriteError: the disk is full or failing.
     """
+    _require_mount(output)
     work = output / "work"
     for folder in (output / "runs", work / "runs", work / "locks"):
         _try("make a folder", partial(folder.mkdir, parents=True, exist_ok=True), output)
@@ -154,6 +155,27 @@ def prepare_output(output: Path) -> None:
     finally:
         shutil.rmtree(probe, ignore_errors=True)
     _sweep(output)
+
+
+def _require_mount(output: Path) -> None:
+    """In an image, which sets JOB_REQUIRE_MOUNT, what is not mounted is gone with the container."""
+    if not os.environ.get("JOB_REQUIRE_MOUNT"):
+        return
+    place = Path(os.path.realpath(output))
+    if not any(mount in (place, *place.parents) for mount in _mounts()):
+        raise OutputError(
+            f"nothing is mounted at {output}: what is published there would be gone with the "
+            f'container; add -v "$PWD/artifacts:{output}" to docker run'
+        )
+
+
+def _mounts() -> list[Path]:
+    """Where something is mounted, the root itself left out."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        escaped = [line.split()[4] for line in file]
+    # Blanks and the like stand there as octal escapes, other bytes as they are.
+    fields = [os.fsdecode(e.decode("unicode_escape").encode("latin-1")) for e in escaped]
+    return [Path(field) for field in fields if field != "/"]
 
 
 def _try(operation: str, act: Callable[[], T], output: Path) -> T:

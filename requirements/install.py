@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -55,10 +56,12 @@ def main() -> None:
     python = str(options.folder / "bin" / "python")
 
     def pip(*arguments: str, check: bool = True) -> bool:
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         return subprocess.run([*command, *arguments], check=check).returncode == 0
 
-    if variant == "cpu" and not install_cpu_torch(options.folder, pip):
+    if variant == "cpu" and not install_cpu_torch(pip):
+        if options.variant == "cpu":
+            sys.exit("setup: no CPU build of torch is to be had for this Python and machine")
         say("no CPU build of torch is to be had; taking the CUDA build, several GB")
         variant = "cuda"
     pip("--require-hashes", "-r", str(HERE / f"{variant}.txt"))
@@ -67,12 +70,13 @@ def main() -> None:
     say("done")
 
 
-def install_cpu_torch(folder: Path, pip: Callable[..., bool]) -> bool:
-    pinned = folder / "torch.txt"
-    pinned.write_text(torch_of(HERE / "cpu.txt"))
-    wanted = ("--no-deps", "--require-hashes", "-r", str(pinned))
-    index = ("--extra-index-url", CPU_INDEX, "--retries", "1", "--timeout", "20")
-    return pip(*index, *wanted, check=False) or pip(*wanted, check=False)
+def install_cpu_torch(pip: Callable[..., bool]) -> bool:
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as pinned:
+        pinned.write(torch_of(HERE / "cpu.txt"))
+        pinned.flush()
+        wanted = ("--no-deps", "--require-hashes", "-r", pinned.name)
+        index = ("--extra-index-url", CPU_INDEX, "--retries", "1", "--timeout", "20")
+        return pip(*index, *wanted, check=False) or pip(*wanted, check=False)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from job.errors import ExportMismatch
+
 Float32 = NDArray[np.float32]
 
 # Multipliers of the golden rows: from where float32 nears its smallest numbers to where a sum of
@@ -32,7 +34,12 @@ def cases(golden: Float32, batches: Sequence[int]) -> list[Case]:
     """All inputs for golden rows `golden` (G, F): every batch size, then every hard input.
 
     Batches larger than G repeat rows. The empty batch is one of the cases.
+
+    Raises:
+        ExportMismatch: there are no golden rows, so nothing could be shown with them.
     """
+    if len(golden) == 0:
+        raise ExportMismatch("there are no golden rows to verify with")
     found = [Case(f"held-out rows, batch {n}", _first(golden, n), complete=True) for n in batches]
     some = _first(golden, 7)
     found.append(Case("empty batch", golden[:0]))

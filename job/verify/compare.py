@@ -59,6 +59,7 @@ def compare(artifact: str, engine: str, case: Case, got: object, expected: Answe
     with np.errstate(invalid="ignore"):
         difference = np.abs(got.astype(np.float64) - expected.value)
     same = (np.isnan(got) & np.isnan(expected.value)) | (got == expected.value)
+    same |= expected.vague[:, None] & ~np.isfinite(got)
     wrong_special = special & ~same
     # Written so that NaN fails: a NaN difference is not within any bound.
     within = np.isfinite(got) & (difference <= expected.bound)

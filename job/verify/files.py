@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job.errors import ExportMismatch
+from job.errors import ExportMismatch, ReadWriteError
 from job.verify.battery import Case
 from job.verify.compare import Comparison, compare
 from job.verify.engines import Engine, engines, onnx_signature
@@ -79,7 +80,12 @@ class Verification:
 
 
 def verify_files(folder: Path, reference: Reference) -> Verification:
-    """Holds the model files in `folder` against `reference`; each is read once, from disk."""
+    """Holds the model files in `folder` against `reference`; each is read once, from disk.
+
+    Raises:
+        ReadWriteError: there is no temporary folder, so that it would be this machine that fails.
+    """
+    _require_temporary_folder()
     files = {name: (folder / name).read_bytes() for name in MODEL_FILES if (folder / name).exists()}
     runnable, skipped = engines(files)
     comparisons = [*_goldens(folder, reference), _signature(files, reference)]
@@ -92,6 +98,16 @@ def verify_files(folder: Path, reference: Reference) -> Verification:
     comparisons += _answers(files, runnable, reference)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     return Verification(comparisons, skipped, digests)
+
+
+def _require_temporary_folder() -> None:
+    """torch unpacks into one; without, a faithful file would seem to be a wrong one."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        raise ReadWriteError(
+            "there is no writable temporary folder; set TMPDIR, or add --tmpfs /tmp to docker run"
+        ) from None
 
 
 def _goldens(folder: Path, reference: Reference) -> Iterator[Comparison]:

@@ -26,11 +26,15 @@ class Activation:
     `slope` bounds |f'|: how much an error of the argument grows. `own_error` bounds, in units of
     U, the error that an engine's own formula adds at z: engines evaluate tanh, sigmoid and erf by
     rational approximations of a few U absolute error.
+
+    `vague_at_infinity`: engines differ in what an infinite argument gives. torch's gelu of +Inf is
+    +Inf for one element and NaN for several, by the instruction set.
     """
 
     value: Callable[[Float64], Float64]
     slope: float
     own_error: Callable[[Float64], Float64]
+    vague_at_infinity: bool = False
 
 
 def _erf(z: Float64) -> Float64:
@@ -47,7 +51,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation(lambda z: np.maximum(z, 0.0), 1.0, np.zeros_like),
     "leaky_relu": Activation(lambda z: np.where(z > 0, z, 0.01 * z), 1.0, np.abs),
     "gelu": Activation(
-        lambda z: 0.5 * z * (1 + _erf(z / np.sqrt(2))), 1.13, lambda z: 8 * np.abs(z)
+        lambda z: 0.5 * z * (1 + _erf(z / np.sqrt(2))), 1.13, lambda z: 8 * np.abs(z), True
     ),
     "silu": Activation(lambda z: z * _sigmoid(z), 1.1, lambda z: 8 * np.abs(z)),
     "tanh": Activation(np.tanh, 1.0, lambda z: 8 * np.minimum(np.abs(z), 1.0)),
@@ -59,12 +63,14 @@ class Answer:
     """What a float32 engine must answer: `value` (N, O) within `bound` (N, O).
 
     Where `value` is not finite the engine's answer must be the same: NaN for NaN, infinity for
-    infinity. `bound` is infinite where float32 itself may overflow on the way: there nothing can
-    be demanded, and such elements do not count as compared.
+    infinity; in a `vague` row (N,) either will do, but no number. `bound` is infinite where
+    float32 itself may overflow on the way: there nothing can be demanded, and such elements do
+    not count as compared.
     """
 
     value: Float64
     bound: Float64
+    vague: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ class Oracle:
         error = _settled(h, 3 * U * np.abs(h) + TINY / std)
         overflow = _may_overflow(h, error) | _may_overflow(x - mean, 0.0)
         activation = ACTIVATIONS[self.activation]
+        vague = np.zeros(len(x), np.bool_)
         layers = self.linear_layers()
         for index, layer in enumerate(layers):
             weight, bias = self._get(f"{layer}.weight"), self._get(f"{layer}.bias")
@@ -103,6 +110,7 @@ class Oracle:
             overflow = overflow | _may_overflow(np.where(np.isfinite(z), magnitude, 0.0), 0.0)
             h = z
             if index < len(layers) - 1:
+                vague |= np.isinf(z).any(axis=1) & activation.vague_at_infinity
                 h = activation.value(z)
                 error = _settled(h, activation.slope * error + U * activation.own_error(z) + TINY)
         mean, std = self._get("output.mean"), self._get("output.std")
@@ -110,7 +118,7 @@ class Oracle:
         magnitude = (np.abs(h) + error) * std + np.abs(mean)
         bound = _settled(y, error * std + 3 * U * magnitude + TINY)
         overflow = overflow | _may_overflow(np.where(np.isfinite(y), magnitude, 0.0), 0.0)
-        return Answer(y, np.where(overflow[:, None], np.inf, bound))
+        return Answer(y, np.where(overflow[:, None], np.inf, bound), vague)
 
     def linear_layers(self) -> list[str]:
         """Names of the linear layers, first to last: network.0, network.2, ..."""

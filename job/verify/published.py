@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from job.errors import DataError, MissingInputError
 from job.manifest import read_manifest
 from job.verify.files import Verification, verify_files
+from job.verify.oracle import ACTIVATIONS
 from job.verify.reference import Reference
 from job.verify.weights import weights_of
 
@@ -26,6 +27,8 @@ def verify_published(folder: Path) -> Verification:
         batches = [int(n) for n in manifest["verification"]["batches"]]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder}: manifest.json is malformed: {error!r}") from None
+    if activation not in ACTIVATIONS:
+        raise DataError(f"{folder}: manifest.json names the activation {activation!r}")
     reference = Reference(
         weights=_trained_weights(folder),
         activation=activation,
@@ -56,5 +59,10 @@ def _golden(folder: Path, name: str) -> NDArray[np.float32]:
     path = folder / "golden" / f"{name}.npy"
     if not path.exists():
         raise DataError(f"{folder}: golden/{name}.npy is missing")
-    values: NDArray[np.float32] = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    try:
+        values: NDArray[np.float32] = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{folder}: golden/{name}.npy is malformed: {error}") from None
+    if values.dtype != np.float32 or values.ndim != 2:
+        raise DataError(f"{folder}: golden/{name}.npy holds {values.dtype}{values.shape}")
     return values

@@ -1,0 +1,152 @@
+"""What `docker run IMAGE` does: training, publishing, verifying, and its exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .conftest import LOCKED_DOWN, SHORT, Image, Training
+
+# Neither a tmpfs nor a home folder is given: see LOCKED_DOWN.
+
+
+def test_a_read_only_root_is_enough(training: Training) -> None:
+    assert training.done.returncode == 0, training.done.stderr
+
+
+def test_the_last_line_of_stdout_is_the_published_folder(training: Training) -> None:
+    assert training.done.stdout.splitlines()[-1].startswith("/artifacts/runs/")
+    assert (training.published / "manifest.sha256").is_file()
+    assert (training.folder / "latest").resolve() == training.published
+
+
+def test_stderr_is_json_lines_and_nothing_else(training: Training) -> None:
+    events = [json.loads(line) for line in training.done.stderr.splitlines()]
+    assert events[-1]["code"] == 0
+
+
+def test_what_is_published_belongs_to_the_caller(training: Training) -> None:
+    paths = [training.folder / "latest", *training.published.rglob("*")]
+    assert len(paths) > 10
+    assert {path.lstat().st_uid for path in paths} == {training.user}
+
+
+def test_what_is_published_verifies_in_a_second_container(image: Image, training: Training) -> None:
+    done = image.run(
+        *("verify", "/artifacts/latest"),
+        options=[*LOCKED_DOWN, "--volume", f"{training.folder}:/artifacts:ro"],
+        user=training.user,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "/artifacts/latest"
+
+
+def test_a_flipped_bit_is_refused_in_a_second_container(image: Image, folder: Path) -> None:
+    """The verification above could fail."""
+    assert image.run(*SHORT, "output.keep=1", folder=folder).returncode == 0
+    flip = (
+        "import pathlib; model = pathlib.Path('/artifacts/latest/model.onnx');"
+        "b = bytearray(model.read_bytes()); b[len(b) // 2] ^= 1; model.write_bytes(b)"
+    )
+    image.run("-c", flip, options=("--entrypoint", "python"), folder=folder)
+    assert image.run("verify", "/artifacts/latest", folder=folder).returncode == 65
+
+
+def test_another_user_may_read_what_is_published(training: Training) -> None:
+    private = [
+        path.name for path in training.published.rglob("*") if not path.stat().st_mode & 0o004
+    ]
+    assert private == []
+
+
+def test_two_users_publish_the_same_bytes(trainings: list[Training]) -> None:
+    first, second = (
+        {name: file["sha256"] for name, file in training.manifest["files"].items()}
+        for training in trainings
+    )
+    models = {name for name in first if name.startswith("model.")}
+    assert "model.onnx" in models
+    assert {name: first[name] for name in models} == {name: second[name] for name in models}
+
+
+def test_the_manifest_names_the_images_revision(image: Image, training: Training) -> None:
+    revision = image.config["Labels"]["org.opencontainers.image.revision"]
+    assert training.manifest["source"]["revision"] == (revision or None)
+
+
+def test_a_mounted_job_yaml_is_the_configuration(
+    image: Image, folder: Path, tmp_path: Path
+) -> None:
+    mounted = tmp_path / "job.yaml"
+    mounted.write_text("data: {samples: 3000}\ntrain: {epochs: 1}\noutput: {dir: elsewhere}\n")
+    options = [*LOCKED_DOWN, "--volume", f"{mounted}:/job.yaml:ro"]
+    done = image.run(options=options, folder=folder)
+    assert done.returncode == 0, done.stderr
+    published = folder / Path(done.stdout.splitlines()[-1]).relative_to("/artifacts")
+    assert json.loads((published / "manifest.json").read_text())["data"]["rows"] == 3000
+
+
+def test_the_command_line_comes_before_the_images_own_settings(image: Image, folder: Path) -> None:
+    done = image.run("check", "output.dir=/artifacts/inner")
+    assert "/artifacts/inner" in done.stdout, done.stderr
+
+
+def code_and_reason(image: Image, *arguments: str, **how: object) -> tuple[int, str]:
+    """The exit code, which stderr's last line must agree with, and the reason given there."""
+    done = image.run(*arguments, **how)  # type: ignore[arg-type]
+    assert done.stdout == ""
+    last = json.loads(done.stderr.splitlines()[-1])
+    assert last["code"] == done.returncode
+    return done.returncode, last["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["frobnicate"], 64, "frobnicate"),
+        (["--config", "/nowhere.yaml"], 66, "/nowhere.yaml"),
+        (["verify", "/artifacts/latest"], 66, "/artifacts/latest"),
+        (["device=cuda"], 69, "cuda"),
+        (["train", "device=cuda"], 69, "cuda"),
+        (["train.epoch=1"], 78, "epochs"),
+        (["train", "train.epoch=1"], 78, "epochs"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else None,
+)
+def test_the_containers_exit_code_is_the_jobs(
+    image: Image, arguments: list[str], code: int, said: str
+) -> None:
+    ended, reason = code_and_reason(image, *arguments)
+    assert ended == code, reason
+    assert said in reason
+
+
+@pytest.mark.parametrize(
+    ("options", "user"),
+    [(LOCKED_DOWN, None), ((), None), ((), 0)],
+    ids=["locked-down", "writable-root", "as-root"],
+)
+def test_nothing_mounted_is_an_output_that_cannot_be_created(
+    image: Image, options: tuple[str, ...], user: int | None
+) -> None:
+    """A model published inside a container is gone with the container."""
+    ended, reason = code_and_reason(image, *SHORT, options=options, user=user)
+    assert ended == 73, reason
+    assert "-v " in reason
+    assert ":/artifacts" in reason
+
+
+def test_a_folder_of_somebody_else_is_no_permission(image: Image, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o755)
+    ended, reason = code_and_reason(image, *SHORT, folder=closed, user=54321)
+    assert ended == 77, reason
+
+
+def test_kubernetes_is_told_the_reason(image: Image, tmp_path: Path) -> None:
+    message = tmp_path / "termination-log"
+    message.touch()
+    message.chmod(0o666)
+    options = [*LOCKED_DOWN, "--volume", f"{message}:/dev/termination-log"]
+    assert image.run("train.epoch=1", options=options).returncode == 78
+    assert json.loads(message.read_text())["code"] == 78

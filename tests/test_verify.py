@@ -1,0 +1,667 @@
+"""The verifier: no wrong export passes, no faithful one is refused, and doubt is never a pass.
+
+Shapes: N rows, F features, O outputs.
+"""
+
+import json
+import shutil
+import subprocess
+import venv
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from job.config import load_config
+from job.errors import DataError, ExportMismatch, JobError
+from job.export import export_model, write_goldens, write_torchscript
+from job.model import MLP, build_model
+from job.train import predict
+from job.verify import Reference, verify_files, verify_in_fresh_process, verify_published
+from job.verify.battery import Case, cases
+from job.verify.compare import compare
+from job.verify.oracle import ACTIVATIONS, Answer, Oracle
+from job.verify.weights import read_safetensors
+
+from .conftest import ROOT
+
+CPU = torch.device("cpu")
+Array = NDArray[Any]
+
+
+def random_model(
+    seed: int, hidden: list[int], activation: str, *, features: int = 10, scale: float = 1.0
+) -> tuple[MLP, Array]:
+    """A model with weights as large as training makes them, and rows that fit it."""
+    draw = np.random.default_rng(seed)
+    x = (draw.normal(3, 2, (300, features)) * scale).astype(np.float32)
+    y = draw.normal(-1, 5, (300, 1)).astype(np.float32)
+    config = load_config(
+        None, [f"model.hidden={hidden}", f"model.activation={activation}", f"seed={seed}"]
+    )
+    model = build_model(config, x, y).eval()
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.mul_(float(draw.uniform(0.5, 3)))
+    return model, x
+
+
+def reference_of(model: MLP, activation: str, x: Array) -> Reference:
+    return Reference.of_model(
+        model.weights(), activation, (1, 2, 7, 64), x[:64], lambda rows: predict(model, rows, CPU)
+    )
+
+
+# The oracle.
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("hidden", [[], [1], [30], [17, 5, 9], [8] * 6])
+def test_the_oracle_is_the_model_in_float64(activation: str, hidden: list[int]) -> None:
+    model, x = random_model(0, hidden, activation)
+    answer = Oracle(model.weights(), activation)(x)
+    exact = model.double()
+    with torch.no_grad():
+        wanted = exact(torch.from_numpy(x).double()).numpy()
+    np.testing.assert_allclose(answer.value, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_the_oracle_and_its_bound_by_hand() -> None:
+    """x = 3, mean 1, std 2: h = 1. z = 4 h - 1 = 3. y = 5 z + 2 = 17."""
+    numbers = {
+        "input.mean": [1.0],
+        "input.std": [2.0],
+        "network.0.weight": [[4.0]],
+        "network.0.bias": [-1.0],
+        "output.mean": [2.0],
+        "output.std": [5.0],
+    }
+    weights = {name: np.array(value, np.float32) for name, value in numbers.items()}
+    answer = Oracle(weights, "relu")(np.array([[3.0]], np.float32))
+    assert answer.value[0, 0] == 17
+    u = 2.0**-24
+    e_h = 3 * u * 1
+    e_z = 4 * e_h + 2 * u * (4 * 1 + 1)
+    e_y = 5 * e_z + 3 * u * (5 * 3 + 2)
+    assert answer.bound[0, 0] == pytest.approx(e_y, rel=1e-6)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("seed", range(6))
+def test_the_bound_bounds_and_is_not_vacuous(activation: str, seed: int) -> None:
+    hidden = [[], [1], [1024], [64, 64], [5] * 6, [300, 2, 300]][seed]
+    model, x = random_model(seed, hidden, activation, scale=10.0 ** (seed - 3))
+    answer = Oracle(model.weights(), activation)(x)
+    error = np.abs(predict(model, x, CPU) - answer.value)
+    assert (error <= answer.bound).all()
+    scale = np.abs(answer.value).max()
+    assert answer.bound.max() < 0.01 * scale
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_in_every_engine_stay_within_their_own_error(
+    activation: str, tmp_path: Path
+) -> None:
+    """One unit with weight 1: what is seen is the activation itself, over its whole range."""
+    z = np.concatenate([np.linspace(-30, 30, 20_001), np.geomspace(1e-30, 1e30, 2001)])
+    x = np.concatenate([z, -z]).astype(np.float32)[:, None]
+    model = MLP(1, (1,), 1, activation).eval()
+    for layer in (model.network[0], model.network[2]):
+        nn.init.ones_(layer.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    config = load_config(None, [f"model.activation={activation}", "data.kind=noise"])
+    export_model(model, tmp_path, config, "f" * 64)
+    reference = Reference.of_model(
+        model.weights(), activation, (len(x),), x, lambda rows: predict(model, rows, CPU)
+    )
+    write_goldens(tmp_path, reference.golden_input, reference.golden_output)
+    verify_files(tmp_path, reference).require_agreement()
+
+
+# False alarms: faithful exports.
+
+
+@pytest.mark.parametrize("number", range(15))
+def test_a_faithful_export_is_never_refused(number: int, tmp_path: Path) -> None:
+    activation = list(ACTIVATIONS)[number % 5]
+    draw = np.random.default_rng(number)
+    hidden = [int(2 ** draw.uniform(0, 10)) for _ in range(int(draw.integers(0, 5)))]
+    features = int(draw.integers(1, 40))
+    model, x = random_model(
+        number, hidden, activation, features=features, scale=10 ** draw.uniform(-6, 6)
+    )
+    reference = reference_of(model, activation, x)
+    config = load_config(None, [f"model.activation={activation}", f"model.hidden={hidden or [1]}"])
+    write_goldens(tmp_path, reference.golden_input, reference.golden_output)
+    export_model(model, tmp_path, config, "f" * 64)
+    verify_files(tmp_path, reference).require_agreement()
+
+
+# Failing closed: one comparison.
+
+EXPECTED = Answer(
+    np.array([[1.0], [np.nan], [np.inf], [2.0]]),
+    np.array([[0.1], [0], [0], [0.1]]),
+    np.array([False] * 4),
+)
+RIGHT = np.array([[1.05], [np.nan], [np.inf], [1.95]], np.float32)
+CASE = Case("rows", np.zeros((4, 1), np.float32))
+
+
+def test_an_answer_within_the_bound_passes_and_is_measured() -> None:
+    got = compare("file", "engine", CASE, RIGHT, EXPECTED)
+    assert got.passed
+    assert got.compared == 4
+    assert got.max_error == pytest.approx(0.05, rel=1e-5)
+    assert got.bound_used == pytest.approx(0.5, rel=1e-5)
+
+
+def changed(row: int, value: float) -> Array:
+    wrong = RIGHT.copy()
+    wrong[row, 0] = value
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("got", "reason"),
+    [
+        (changed(0, np.nan), "outside the bound, the first in row 0"),
+        (changed(0, np.inf), "outside the bound"),
+        (changed(3, 2.2), "the first in row 3: 2.2"),
+        (changed(1, 0.0), "row 1 is 0.0, not nan"),
+        (changed(2, -np.inf), "row 2 is -inf, not inf"),
+        (changed(2, np.nan), "row 2 is nan, not inf"),
+        (RIGHT[:, 0], r"has shape (4,), not (4, 1)"),
+        (RIGHT[:1], r"has shape (1, 1)"),
+        (RIGHT.astype(np.float64), "has type float64"),
+        ([RIGHT, RIGHT], "is a list, not one tensor"),
+        (None, "is a NoneType"),
+        (RIGHT[:0], "has shape (0, 1)"),
+    ],
+)
+def test_anything_else_fails_with_its_reason(got: object, reason: str) -> None:
+    found = compare("file", "engine", CASE, got, EXPECTED)
+    assert not found.passed
+    assert reason in str(found.fault)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38, 0.0])
+def test_a_vague_row_takes_any_infinity_or_nan_but_no_number(value: float) -> None:
+    expected = replace(EXPECTED, vague=np.array([False, False, True, False]))
+    found = compare("file", "engine", CASE, changed(2, value), expected)
+    assert found.passed == (not np.isfinite(value))
+
+
+def test_where_float32_may_overflow_nothing_is_demanded_and_nothing_counted() -> None:
+    expected = Answer(np.array([[1e39]]), np.array([[np.inf]]), np.array([False]))
+    case = Case("scale", np.zeros((1, 1), np.float32))
+    found = compare("file", "engine", case, np.array([[np.inf]], np.float32), expected)
+    assert found.passed
+    assert found.compared == 0
+    ordinary = replace(case, complete=True)
+    found = compare("file", "engine", ordinary, np.array([[np.inf]], np.float32), expected)
+    assert "overflow" in str(found.fault)
+
+
+def test_the_battery_holds_every_class_of_input() -> None:
+    golden = np.random.default_rng(0).random((40, 3)).astype(np.float32)
+    found = {case.name: case.x for case in cases(golden, (1, 100))}
+    assert found["held-out rows, batch 1"].shape == (1, 3)
+    assert found["held-out rows, batch 100"].shape == (100, 3)
+    assert found["empty batch"].shape == (0, 3)
+    assert not found["zeros"].any()
+    nan = found["NaN in one column"]
+    assert np.isnan(nan).sum(axis=1).tolist() == [1, 1, 1, 0, 0, 0]
+    assert np.isnan(nan).any(axis=0).all()
+    assert np.isposinf(found["+Inf in one column"]).sum() == 3
+    assert found["scale 1e+30"].max() > 1e28
+
+
+# Wrong exports.
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reference]:
+    """A faithful export of a small model, and its reference."""
+    folder = tmp_path_factory.mktemp("right")
+    model, x = random_model(1, [16, 8], "relu")
+    reference = reference_of(model, "relu", x)
+    write_goldens(folder, reference.golden_input, reference.golden_output)
+    export_model(model, folder, load_config(None), "f" * 64)
+    verify_files(folder, reference).require_agreement()
+    return folder, reference
+
+
+def edit_weights(edit: Callable[[str, Array], Array]) -> Callable[[onnx.ModelProto], None]:
+    def mutate(proto: onnx.ModelProto) -> None:
+        for initializer in proto.graph.initializer:
+            values = onnx.numpy_helper.to_array(initializer)
+            new = edit(initializer.name, values.copy()).astype(values.dtype)
+            initializer.CopyFrom(onnx.numpy_helper.from_array(new, initializer.name))
+
+    return mutate
+
+
+def one_weight(name: str, values: Array) -> Array:
+    if name == "network.2.weight":
+        values[0, 0] *= 1 + 1e-4
+    return values
+
+
+def no_bias(name: str, values: Array) -> Array:
+    return values * 0 if name == "network.0.bias" else values
+
+
+def permuted(name: str, values: Array) -> Array:
+    return values[:, ::-1].copy() if name == "network.0.weight" else values
+
+
+def through_float16(name: str, values: Array) -> Array:
+    return values.astype(np.float16)
+
+
+def not_standardised(name: str, values: Array) -> Array:
+    return {"input.mean": values * 0, "input.std": values * 0 + 1}.get(name, values)
+
+
+def swap_activation(proto: onnx.ModelProto) -> None:
+    for node in proto.graph.node:
+        if node.op_type == "Relu":
+            node.op_type = "Sigmoid"
+
+
+def frozen_batch(proto: onnx.ModelProto) -> None:
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+
+
+def renamed_input(proto: onnx.ModelProto) -> None:
+    for node in proto.graph.node:
+        for index, name in enumerate(node.input):
+            if name == "input":
+                node.input[index] = "features"
+    proto.graph.input[0].name = "features"
+
+
+def append(proto: onnx.ModelProto, operator: str, inputs: list[str], **attributes: Any) -> None:
+    """Puts one more node between the last and the output."""
+    for node in proto.graph.node:
+        node.output[:] = ["before" if name == "output" else name for name in node.output]
+    proto.graph.node.append(onnx.helper.make_node(operator, inputs, ["output"], **attributes))
+
+
+def constant(proto: onnx.ModelProto, name: str, values: Array) -> None:
+    node = onnx.helper.make_node(
+        "Constant", [], [name], value=onnx.numpy_helper.from_array(values, name)
+    )
+    proto.graph.node.insert(0, node)
+
+
+def nan_is_zero(proto: onnx.ModelProto) -> None:
+    append(proto, "Where", ["isnan", "zero", "before"])
+    proto.graph.node.insert(
+        len(proto.graph.node) - 1, onnx.helper.make_node("IsNaN", ["before"], ["isnan"])
+    )
+    constant(proto, "zero", np.zeros(1, np.float32))
+
+
+def clipped(proto: onnx.ModelProto) -> None:
+    append(proto, "Clip", ["before", "low", "high"])
+    constant(proto, "low", np.array(-100, np.float32))
+    constant(proto, "high", np.array(100, np.float32))
+
+
+def squeezed(proto: onnx.ModelProto) -> None:
+    append(proto, "Squeeze", ["before"])
+    del proto.graph.output[0].type.tensor_type.shape.dim[1:]
+
+
+def as_double(proto: onnx.ModelProto) -> None:
+    append(proto, "Cast", ["before"], to=onnx.TensorProto.DOUBLE)
+    proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+
+
+def mixed_rows(proto: onnx.ModelProto) -> None:
+    """An answer that depends on the row's neighbours: right for a batch of one."""
+    append(proto, "ReduceMean", ["before", "axis"], keepdims=1)
+    constant(proto, "axis", np.array([0], np.int64))
+
+
+def external_data(proto: onnx.ModelProto) -> None:
+    initializer = proto.graph.initializer[0]
+    onnx.external_data_helper.set_external_data(initializer, "elsewhere.bin")
+    initializer.ClearField("raw_data")
+    initializer.data_location = onnx.TensorProto.EXTERNAL
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        edit_weights(one_weight),
+        edit_weights(no_bias),
+        edit_weights(permuted),
+        edit_weights(through_float16),
+        edit_weights(not_standardised),
+        swap_activation,
+        frozen_batch,
+        renamed_input,
+        nan_is_zero,
+        clipped,
+        squeezed,
+        as_double,
+        mixed_rows,
+        external_data,
+    ],
+)
+def test_a_wrong_onnx_file_is_refused(
+    mutate: Callable[[onnx.ModelProto], None], right: tuple[Path, Reference], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(right[0], tmp_path / "wrong")
+    proto = onnx.load(folder / "model.onnx")
+    mutate(proto)
+    (folder / "model.onnx").write_bytes(proto.SerializeToString())
+    verification = verify_files(folder, right[1])
+    assert verification.faults
+    assert all(fault.startswith("model.onnx") for fault in verification.faults)
+    with pytest.raises(ExportMismatch, match=r"model\.onnx"):
+        verification.require_agreement()
+
+
+class Wrapped(nn.Module):
+    """The right model with something wrong around it; its weights keep their names."""
+
+    def __init__(self, model: MLP, wrong: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.input, self.network, self.output = model.input, model.network, model.output
+        self.wrong = wrong
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.wrong(self.output(self.network(self.input(x))))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda y: y + 0.01,
+        lambda y: y[:, 0],
+        lambda y: (y, y),
+        lambda y: y.double(),
+        lambda y: torch.nan_to_num(y),
+        lambda y: y[:2].repeat(y.shape[0] // 2 + 1, 1)[: y.shape[0]],
+    ],
+)
+def test_a_wrong_torchscript_file_is_refused(
+    wrong: Callable[[torch.Tensor], torch.Tensor], right: tuple[Path, Reference], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(right[0], tmp_path / "wrong")
+    model, _ = random_model(1, [16, 8], "relu")
+    example = torch.zeros(4, 10)
+    write_torchscript(Wrapped(model, wrong), example, folder / "model.torchscript.pt")  # type: ignore[arg-type]
+    verification = verify_files(folder, right[1])
+    assert verification.faults
+    assert all(fault.startswith("model.torchscript.pt") for fault in verification.faults)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.onnx", "model.torchscript.pt", "model.pt2", "model.safetensors"]
+)
+def test_a_file_of_another_model_is_refused(
+    name: str, right: tuple[Path, Reference], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(right[0], tmp_path / "wrong")
+    model, _ = random_model(2, [16, 8], "relu")
+    (tmp_path / "other").mkdir()
+    export_model(model, tmp_path / "other", load_config(None), "f" * 64)
+    shutil.copy(tmp_path / "other" / name, folder / name)
+    assert any(fault.startswith(name) for fault in verify_files(folder, right[1]).faults)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.onnx", "model.torchscript.pt", "model.pt2", "model.safetensors"]
+)
+@pytest.mark.parametrize("content", [b"", b"not a model"])
+def test_a_file_that_cannot_be_loaded_is_refused(
+    name: str, content: bytes, right: tuple[Path, Reference], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(right[0], tmp_path / "wrong")
+    (folder / name).write_bytes(content)
+    assert any(fault.startswith(name) for fault in verify_files(folder, right[1]).faults)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.torchscript.pt"])
+def test_a_file_that_must_be_there_is_missed(
+    name: str, right: tuple[Path, Reference], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(right[0], tmp_path / "wrong")
+    (folder / name).unlink()
+    assert any(fault.startswith(name) for fault in verify_files(folder, right[1]).faults)
+
+
+def test_wrong_goldens_are_refused(right: tuple[Path, Reference], tmp_path: Path) -> None:
+    folder = shutil.copytree(right[0], tmp_path / "wrong")
+    path = folder / "test_data_set_0" / "output_0.pb"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    faults = verify_files(folder, right[1]).faults
+    assert len(faults) == 1
+    assert faults[0].startswith("test_data_set_0/output_0.pb")
+
+
+def test_a_trained_model_that_left_its_own_weights_is_refused(
+    right: tuple[Path, Reference],
+) -> None:
+    """What the training process computed is held against its weights too."""
+    folder, reference = right
+    answers = [answer + np.float32(0.01) for answer in reference.answers]
+    faults = verify_files(folder, replace(reference, answers=answers)).faults
+    assert faults
+    assert all(fault.startswith("trained model") for fault in faults)
+
+
+def test_a_battery_without_cases_is_no_proof(right: tuple[Path, Reference]) -> None:
+    folder, reference = right
+    nothing = replace(reference, golden_input=reference.golden_input[:0], batches=(), answers=())
+    with pytest.raises(ExportMismatch, match="no golden rows"):
+        verify_files(folder, nothing)
+
+
+# A process of its own.
+
+
+def test_the_fresh_process_finds_what_this_one_finds(
+    right: tuple[Path, Reference], tmp_path: Path
+) -> None:
+    folder, reference = right
+    here = verify_files(folder, reference)
+    there = verify_in_fresh_process(folder, reference, tmp_path)
+    assert there == here
+    assert len(there.comparisons) > 50
+
+
+@pytest.mark.parametrize("death", ["os.kill(os.getpid(), 9)", "sys.exit(3)", "os._exit(0)"])
+def test_a_verifying_process_that_dies_is_no_pass(
+    death: str, right: tuple[Path, Reference], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dies where it would load the first model file."""
+    (tmp_path / "onnxruntime.py").write_text(f"import os, sys\n{death}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises((JobError, OSError)) as caught:
+        verify_in_fresh_process(*right, tmp_path)
+    assert not isinstance(caught.value, ExportMismatch)
+
+
+def test_a_reference_survives_its_file(right: tuple[Path, Reference], tmp_path: Path) -> None:
+    reference = right[1]
+    reference.save(tmp_path / "reference.safetensors")
+    again = Reference.load(tmp_path / "reference.safetensors")
+    assert again.weights.keys() == reference.weights.keys()
+    assert all(np.array_equal(again.weights[n], v) for n, v in reference.weights.items())
+    assert (again.activation, tuple(again.batches)) == ("relu", (1, 2, 7, 64))
+    assert np.array_equal(again.golden_output, reference.golden_output)
+    assert len(again.answers) == len(reference.answers)
+    pairs = zip(again.answers, reference.answers, strict=True)
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+
+# safetensors without its library.
+
+
+def test_safetensors_is_read_as_its_library_reads_it(right: tuple[Path, Reference]) -> None:
+    content = (right[0] / "model.safetensors").read_bytes()
+    ours, theirs = read_safetensors(content), safetensors.numpy.load(content)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 8,
+        b"\x02\0\0\0\0\0\0\0[]",
+        b"\x07\0\0\0\0\0\0\0{'a':1}",
+        b'\x08\0\0\0\0\0\0\0{"a": 1}',
+        safetensors.numpy.save({"a": np.zeros(3, np.float64)}),
+        safetensors.numpy.save({"a": np.zeros(3, np.float32)})[:-1],
+    ],
+)
+def test_malformed_safetensors_are_refused(content: bytes) -> None:
+    with pytest.raises(DataError):
+        read_safetensors(content)
+
+
+# A published folder.
+
+
+def rehash(folder: Path) -> None:
+    """Makes the manifest fit what now lies in the folder."""
+    from job.manifest import file_entries, write_manifest
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_manifest(folder, manifest | {"files": file_entries(folder)})
+
+
+def test_a_published_folder_verifies_as_it_did(published: Path) -> None:
+    verification = verify_published(published)
+    verification.require_agreement()
+    before = json.loads((published / "verification.json").read_text())["comparisons"]
+    again = [c.as_json() for c in verification.comparisons]
+    assert again == [c for c in before if c["artifact"] != "trained model"]
+
+
+def files_of(folder: Path) -> Iterator[str]:
+    yield from (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_flipped_bit_in_any_file_is_refused_by_its_hash(published: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(published, tmp_path / "copy")
+    draw = np.random.default_rng(0)
+    for name in sorted(files_of(copy)):
+        content = (copy / name).read_bytes()
+        for at in draw.integers(0, len(content), 10):
+            flipped = bytearray(content)
+            flipped[at] ^= 1 << int(draw.integers(0, 8))
+            (copy / name).write_bytes(flipped)
+            with pytest.raises(DataError):
+                verify_published(copy)
+        (copy / name).write_bytes(content)
+    verify_published(copy).require_agreement()
+
+
+def test_wrong_weights_with_fitting_hashes_are_refused(published: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(published, tmp_path / "copy")
+    proto = onnx.load(copy / "model.onnx")
+    edit_weights(one_weight)(proto)
+    (copy / "model.onnx").write_bytes(proto.SerializeToString())
+    rehash(copy)
+    faults = verify_published(copy).faults
+    assert any("holds other values in 1 of 100 elements of network.2.weight" in f for f in faults)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {}},
+        {"model": {"activation": "bogus"}},
+        {"verification": {"batches": "x"}},
+        {"files": {"../../etc/passwd": {"sha256": "0"}}},
+        {"files": []},
+        {"contract": 2},
+    ],
+)
+def test_a_malformed_manifest_with_a_fitting_hash_is_refused(
+    change: dict[str, Any], published: Path, tmp_path: Path
+) -> None:
+    from job.manifest import write_manifest
+
+    copy = shutil.copytree(published, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    write_manifest(copy, manifest | change)
+    with pytest.raises(DataError):
+        verify_published(copy)
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that holds onnxruntime and numpy, and nothing else."""
+    folder = tmp_path_factory.mktemp("bare") / "venv"
+    venv.create(folder, symlinks=True)
+    theirs = next(folder.glob("lib/python*/site-packages"))
+    ours = Path(onnxruntime.__file__).parent.parent
+    for name in ("numpy", "numpy.libs", "onnxruntime"):
+        (theirs / name).symlink_to(ours / name)
+    return folder / "bin" / "python"
+
+
+def run_bare(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(python), "-m", "job", *arguments, "--log-format", "text"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_bare_environment_is_bare(bare_python: Path) -> None:
+    for name in ("torch", "pydantic", "yaml", "onnx", "safetensors"):
+        command = [str(bare_python), "-c", f"import {name}"]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 1, name
+
+
+def test_without_torch_the_rest_is_verified_and_what_is_skipped_is_listed(
+    published: Path, bare_python: Path
+) -> None:
+    done = run_bare(bare_python, "verify", str(published))
+    assert done.returncode == 0, done.stderr
+    for skipped in (
+        "model.torchscript.pt in torch.jit: torch is not installed",
+        "model.pt2 in torch.export: torch is not installed",
+        "model.onnx: its weights",
+    ):
+        assert f"skipped: {skipped}" in done.stderr
+
+
+def test_without_torch_a_wrong_model_is_still_refused(
+    published: Path, bare_python: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(published, tmp_path / "copy")
+    proto = onnx.load(copy / "model.onnx")
+    edit_weights(no_bias)(proto)
+    (copy / "model.onnx").write_bytes(proto.SerializeToString())
+    rehash(copy)
+    assert run_bare(bare_python, "verify", str(copy)).returncode == 81
+
+
+def test_without_torch_predict_answers(published: Path, bare_python: Path, tmp_path: Path) -> None:
+    source, target = published / "golden" / "input.npy", tmp_path / "out.npy"
+    done = run_bare(
+        bare_python, "predict", str(published), "--input", str(source), "--output", str(target)
+    )
+    assert done.returncode == 0, done.stderr
+    assert np.load(target).shape == np.load(published / "golden" / "output.npy").shape
