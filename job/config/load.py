@@ -158,7 +158,7 @@ class _Source:
         got: dict[Path, Any] = {}
         for fault in error.errors(include_url=False):
             kind, context = fault["type"], fault.get("ctx", {})
-            path = self._key_path(fault["loc"], missing=kind == "missing")
+            path = self._key_path(fault["loc"], unsaid=kind in ("missing", "value_error"))
             if kind == "union_tag_invalid":
                 path = (*path, context["discriminator"].strip("'"))
                 message = f"expected {context['expected_tags'].replace(', ', ' or ')}"
@@ -183,14 +183,22 @@ class _Source:
         text = head + "".join(f" or {m.removeprefix('expected ')}" for m in more)
         if got is not None:
             text += f", got {got}"
-        origin = next(
-            (self.origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.origins),
-            "configuration",
-        )
+        origin = self._origin(path)
         return f"{origin}: {_dotted(path)}{text}"
 
-    def _key_path(self, location: Path, *, missing: bool) -> Path:
-        """pydantic's location without the names of union members, which are no keys."""
+    def _origin(self, path: Path) -> str:
+        """Where the key at `path` was said: itself, what holds it, or else what it holds."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.origins:
+                return self.origins[path[:length]]
+        within = (o for known, o in self.origins.items() if known[: len(path)] == path)
+        return next(within, "configuration")
+
+    def _key_path(self, location: Path, *, unsaid: bool) -> Path:
+        """pydantic's location without the names of union members, which are no keys.
+
+        `unsaid`: the last part is a key even where the document does not have it.
+        """
         path: list[str | int] = []
         node: Any = self.tree
         for index, part in enumerate(location):
@@ -199,7 +207,7 @@ class _Source:
             )
             if known:
                 node = node[part]
-            if known or (missing and index == len(location) - 1):
+            if known or (unsaid and index == len(location) - 1):
                 path.append(part)
         return tuple(path)
 

@@ -37,7 +37,11 @@ class Section(BaseModel):
     """Frozen; an unknown key or a value of another type is an error, never converted."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        validate_default=True,  # a default may not fit what another key says
+        use_attribute_docstrings=True,
     )
 
 
