@@ -1,5 +1,6 @@
 """The configuration: what is wrong is refused, all at once, with where it stands and what to do."""
 
+import json
 import os
 import random
 import re
@@ -268,3 +269,10 @@ def test_no_mutation_of_job_yaml_ends_in_anything_but_an_answer(write: Write) ->
             refused += error.faults
     assert len(refused) > 3000
     assert all(re.match(r"(job\.yaml|configuration)", fault) for fault in refused)
+
+
+def test_the_committed_schema_is_what_schema_prints_and_job_yaml_names_it() -> None:
+    committed = ROOT / "docs" / "job.schema.json"
+    assert json.loads(committed.read_text()) == Config.model_json_schema()
+    first = (ROOT / "job.yaml").read_text().splitlines()[0]
+    assert first == "# yaml-language-server: $schema=docs/job.schema.json"
