@@ -46,7 +46,7 @@ def main(arguments: Sequence[str], started: float | None = None) -> int:
     """
     log.configure(None, quiet=False)
     try:
-        options = _parser().parse_args(_with_command(list(arguments)))
+        options = _parse(_with_command(list(arguments)))
         log.configure(options.log_format, quiet=options.quiet)
         # Libraries print where they like; stdout is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
@@ -108,7 +108,9 @@ def _defect(error: Exception) -> JobError:
 
 def _known(error: Exception) -> JobError | None:
     """The operating system's errors, and torch's, as the job's own."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    # torch says so on CUDA by a class of its own, on the CPU only in words.
+    torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or torchs:
         return OutOfMemory(
             "memory is not enough; lower train.batch_size, data.samples or model.hidden"
         )
@@ -126,6 +128,17 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; `python -m job --help` shows what there is")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Overrides may stand anywhere; argparse takes only the first unbroken row of them."""
+    options, rest = _parser().parse_known_args(arguments)
+    takes_overrides = hasattr(options, "overrides")
+    for argument in rest:
+        if argument.startswith("-") or "=" not in argument or not takes_overrides:
+            raise UsageError(f"unknown argument {argument!r}; `python -m job --help` shows more")
+        options.overrides.append(argument)
+    return options
 
 
 def _with_command(arguments: list[str]) -> list[str]:

@@ -105,6 +105,14 @@ def test_train_is_the_default_command(job: Job) -> None:
         assert done.returncode in (66, 78)  # it read the configuration: that is train
 
 
+def test_overrides_may_stand_anywhere_and_the_last_wins(job: Job) -> None:
+    done = job("check", "seed=1", "--quiet", "seed=2", "--config", "job.yaml", "train.epochs=9")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("seed: 2\n")
+    assert "epochs: 9" in done.stdout
+    assert job("verify", "artifacts", "seed=1").returncode == 64
+
+
 def test_check_prints_the_resolved_configuration(job: Job) -> None:
     done = job("check", "train.epochs=3", env={"JOB__SEED": "7"})
     assert done.returncode == 0
@@ -148,12 +156,24 @@ def test_a_termination_log_that_cannot_be_written_changes_nothing(job: Job, tmp_
 
 
 def test_a_reader_that_goes_away_changes_nothing() -> None:
-    script = f"{sys.executable} -m job schema | head -1; echo ${{PIPESTATUS[0]}}"
+    script = f"{sys.executable} -m job schema | exec 0<&-; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines() == ["{", "0"]
+    assert done.stdout == "0\n"
     assert done.stderr == ""
+
+
+def test_what_a_library_prints_is_not_taken_for_the_result(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def chatty(*_: object) -> str:
+        print("a library's greeting")
+        return "the result"
+
+    monkeypatch.setattr(cli, "_check", chatty)
+    assert cli.main(["check"]) == 0
+    assert capfd.readouterr() == ("the result\n", "a library's greeting\n")
 
 
 def test_quiet_prints_nothing_on_success_but_the_path(job: Job, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ CHUNK = chunk_rows(10)
 def test_any_range_of_rows_can_be_made_alone() -> None:
     config = Data(samples=3 * CHUNK)
     whole = np.concatenate([part.x for _, part in chunks(config, 1, 0, 3 * CHUNK)])
-    start, stop = CHUNK - 7, 2 * CHUNK + 5
+    start, stop = CHUNK + 7, 3 * CHUNK - 5
     parts = list(chunks(config, 1, start, stop))
     assert parts[0][0] == start
     assert np.array_equal(np.concatenate([part.x for _, part in parts]), whole[start:stop])

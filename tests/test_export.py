@@ -79,6 +79,7 @@ def test_onnx_is_one_file_with_named_axes_and_the_fingerprint(exported: Path) ->
     assert [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] == ["batch", 5]
     assert [d.dim_param or d.dim_value for d in answer.type.tensor_type.shape.dim] == ["batch", 1]
     assert not any(i.external_data for i in proto.graph.initializer)
+    assert not any(node.metadata_props or node.doc_string for node in proto.graph.node)
     assert {p.key: p.value for p in proto.metadata_props} == {"fingerprint": "f" * 64}
 
 

@@ -1,5 +1,6 @@
 """Publishing: whole or not at all, `latest` never backwards, nothing of others touched."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -174,6 +175,26 @@ def test_the_second_goes_on_once_the_first_is_gone(
     with claim(tmp_path, "one", "f" * 64) as run:
         assert holder.wait() != 0
         assert not list(run.staging.iterdir())  # the other's half is gone
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening and locking, its last holder may take the file away."""
+    path, real = tmp_path / "lock", fcntl.flock
+
+    def removed_meanwhile(descriptor: int, operation: int) -> None:
+        path.unlink()
+        path.touch()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    assert publishing._try_lock(path) is None
+    monkeypatch.setattr(fcntl, "flock", real)
+    held = publishing._try_lock(path)
+    assert held is not None
+    assert publishing._try_lock(path) is None
+    publishing._unlock(path, held)
 
 
 def test_leftovers_of_killed_runs_are_swept_and_those_of_living_ones_are_not(

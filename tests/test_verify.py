@@ -500,6 +500,16 @@ def test_a_verifying_process_that_dies_is_no_pass(
     assert not isinstance(caught.value, ExportMismatch)
 
 
+def test_a_verifying_process_that_ends_badly_after_its_result_is_no_pass(
+    right: tuple[Path, Reference], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shim = "import atexit, os\natexit.register(os._exit, 3)\n"
+    (tmp_path / "sitecustomize.py").write_text(shim)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(JobError, match="ended with 3"):
+        verify_in_fresh_process(*right, tmp_path)
+
+
 def test_a_reference_survives_its_file(right: tuple[Path, Reference], tmp_path: Path) -> None:
     reference = right[1]
     reference.save(tmp_path / "reference.safetensors")

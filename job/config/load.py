@@ -1,5 +1,6 @@
 """Reads job.yaml, applies environment keys and overrides, and reports all faults at once."""
 
+import codecs
 import difflib
 import json
 import os
@@ -112,7 +113,7 @@ class _Source:
             self._stop(f"{name}: larger than {MAX_BYTES} bytes")
             return
         try:
-            text = content.decode("utf-8-sig")
+            text = content.removeprefix(codecs.BOM_UTF8).decode()
         except UnicodeDecodeError as error:
             line = content.count(b"\n", 0, error.start) + 1
             self._stop(f"{name}:{line}: not UTF-8 text")

@@ -1,0 +1,204 @@
+"""Every code that the job can end with, each by two different real causes, through the command.
+
+Not here: 0, which every other test shows; 75 and 82, which nothing can provoke yet.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from job.errors import ExitCode
+
+from .conftest import ROOT, SMALL
+from .test_verify import edit_weights, no_bias, one_weight, rehash
+
+Command = Callable[[Path, Path], list[str]]
+
+
+def job(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "job", *arguments]
+
+
+def train(*arguments: str) -> Command:
+    return lambda published, tmp: job("train", *SMALL, "--output", f"{tmp}/out", *arguments)
+
+
+def limited(shell: str, *arguments: str) -> Command:
+    """The command in a shell that takes something away first."""
+    return lambda published, tmp: [
+        "bash",
+        "-c",
+        f'{shell} exec "$@"'.replace("TMP", str(tmp)),
+        "bash",
+        *train(*arguments)(published, tmp),
+    ]
+
+
+def spoiled(spoil: Callable[[Path], None]) -> Command:
+    """`verify` of a copy of a published folder to which something was done."""
+
+    def command(published: Path, tmp: Path) -> list[str]:
+        spoil(shutil.copytree(published, tmp / "copy"))
+        return job("verify", str(tmp / "copy"))
+
+    return command
+
+
+def cut(folder: Path) -> None:
+    content = (folder / "model.pt2").read_bytes()
+    (folder / "model.pt2").write_bytes(content[:-1])
+
+
+def wrong(edit: Callable[[str, "np.ndarray"], "np.ndarray"]) -> Callable[[Path], None]:
+    """A wrong model whose hashes fit: only its numbers tell."""
+
+    def spoil(folder: Path) -> None:
+        import onnx
+
+        proto = onnx.load(folder / "model.onnx")
+        edit_weights(edit)(proto)
+        (folder / "model.onnx").write_bytes(proto.SerializeToString())
+        rehash(folder)
+
+    return spoil
+
+
+def rows_of_text(published: Path, tmp: Path) -> list[str]:
+    (tmp / "rows.npy").write_text("1,2,3")
+    files = ("--input", str(tmp / "rows.npy"), "--output", str(tmp / "out.npy"))
+    return job("predict", str(published), *files)
+
+
+def held_module(name: str, content: str, *arguments: str) -> Command:
+    """The command where a library is broken: what the job cannot foresee."""
+
+    def command(published: Path, tmp: Path) -> list[str]:
+        (tmp / "broken").mkdir()
+        (tmp / "broken" / f"{name}.py").write_text(content)
+        path = f"PYTHONPATH={tmp}/broken:{ROOT}"
+        return ["env", path, *train(*arguments)(published, tmp)]
+
+    return command
+
+
+def as_somebody_else(prepare: str) -> Command:
+    """As a user without rights; root would be let through everywhere."""
+    # All that is imported later lies where somebody else may not look.
+    code = (
+        "import os, sys, job.cli, job.config, job.pipeline, torch._inductor.config;"
+        "os.getuid() or os.setuid(54321); sys.exit(job.cli.main(sys.argv[1:]))"
+    )
+
+    def command(published: Path, tmp: Path) -> list[str]:
+        place = "/tmp"
+        script = f"""
+            folder=$(mktemp -d {place}/nobody.XXXXXX); chmod 755 "$folder"; cd "$folder"
+            cp {ROOT}/job.yaml . ; mkdir out; {prepare}
+            PYTHONPATH={ROOT} {sys.executable} -c '{code}' train --output out
+            code=$?; rm -rf "$folder"; exit $code
+        """
+        return ["bash", "-c", script]
+
+    return command
+
+
+no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA works here")
+
+CAUSES = [
+    (64, "an unknown command", lambda published, tmp: job("bogus")),
+    (64, "an unknown flag", lambda published, tmp: job("train", "--bogus")),
+    (65, "a published file that was cut", spoiled(cut)),
+    (65, "rows that are no array", rows_of_text),
+    (66, "no job.yaml", train("--config", "/nowhere/job.yaml")),
+    (66, "no folder to verify", lambda published, tmp: job("verify", f"{tmp}/nowhere")),
+    pytest.param(69, "no CUDA", train("device=cuda"), marks=no_cuda),
+    pytest.param(69, "no such CUDA device", train("device=cuda:7"), marks=no_cuda),
+    (70, "a library that fails", held_module("jinja2", "raise ZeroDivisionError('odd')")),
+    (70, "a verifying process that dies", held_module("onnxruntime", "import os; os._exit(9)")),
+    (71, "more rows than memory", train("data.samples=100000000000")),
+    (71, "an allocation that fails", limited("ulimit -v 4000000;", "data.samples=40000000")),
+    (73, "an output that is a file", lambda published, tmp: job("train", "--output", "job.yaml")),
+    (73, "an output where no folder can be", lambda published, tmp: job("output.dir=/proc/x")),
+    (77, "a configuration that may not be read", as_somebody_else("chmod 0 job.yaml;")),
+    (77, "an output that may not be written", as_somebody_else("chmod 555 out;")),
+    (78, "an unknown key", train("bogus=1")),
+    (78, "a bad run id in the environment", limited("export JOB_RUN_ID=a/b;")),
+    (80, "a loss that is not finite", train("train.optimizer={name: sgd, lr: 1e15}")),
+    (80, "answers that are not finite", train("train.optimizer.lr=1e38", "train.batch_size=4000")),
+    (81, "a published model without a bias", spoiled(wrong(no_bias))),
+    (81, "a published model with one other weight", spoiled(wrong(one_weight))),
+]
+
+
+@pytest.mark.parametrize(("code", "cause", "command"), CAUSES)
+def test_each_code_by_its_cause(
+    code: int, cause: str, command: Command, published: Path, tmp_path: Path
+) -> None:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("JOB")}
+    log = tmp_path / "log"
+    done = subprocess.run(
+        command(published, tmp_path),
+        cwd=ROOT,
+        env={**kept, "JOB_TERMINATION_LOG": str(log)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (code, ""), f"{cause}: {done.stderr}"
+    last = json.loads(done.stderr.splitlines()[-1])
+    name = ExitCode(code).name
+    assert (last["code"], last["message"].split(": ")[0]) == (code, f"{name} ({code})")
+    assert ("Traceback" in done.stderr) == (cause == "a library that fails")
+    if code != 77:  # there the log's own folder is closed to the user
+        assert json.loads(log.read_text())["code"] == code
+    assert not list(tmp_path.glob("out/runs/*"))
+
+
+def test_a_full_disk_is_74_and_leaves_the_old_model(tmp_path: Path) -> None:
+    """A really full disk, where a small one can be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no disk can be mounted here: needs root")
+    try:
+        first, second = (
+            subprocess.run(
+                job("train", *SMALL, f"seed={seed}", "--output", str(disk)),
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            for seed in (0, 1)
+        )
+        assert first.returncode == 0, first.stderr
+        assert second.returncode in (0, 74)
+        (disk / "fill").write_bytes(b"0" * shutil.disk_usage(disk).free)
+        third = subprocess.run(
+            job("train", *SMALL, "seed=2", "--output", str(disk)),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert third.returncode == 74, third.stderr
+        (disk / "fill").unlink()
+        assert (
+            subprocess.run(
+                job("verify", str(disk / "latest")), cwd=ROOT, check=False, capture_output=True
+            ).returncode
+            == 0
+        )
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
