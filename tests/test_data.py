@@ -6,7 +6,7 @@ import pytest
 from job.config import Data
 from job.data import load_data
 from job.data.dataset import chunk_rows, chunks
-from job.data.synthetic import friedman1, noise
+from job.data.synthetic import friedman1, linear, noise
 from job.errors import OutOfMemory
 from job.streams import Purpose, generator
 
@@ -70,13 +70,19 @@ def test_friedman1_is_its_formula() -> None:
     assert f[17, 0] == pytest.approx(by_hand, rel=1e-14)
 
 
+def test_linear_is_its_formula() -> None:
+    x, f = linear(generator(0, Purpose.DATA, 0), 1000, 3)
+    row = x[5]
+    assert f[5, 0] == pytest.approx(1 + row[0] + row[1] / 2 + row[2] / 3, rel=1e-14)
+
+
 def test_noise_has_nothing_to_do_with_x() -> None:
     x, f = noise(generator(0, Purpose.DATA, 0), 1000, 3)
     assert x.shape == (1000, 3)
     assert not f.any()
 
 
-@pytest.mark.parametrize("kind", ["friedman1", "noise"])
+@pytest.mark.parametrize("kind", ["friedman1", "linear", "noise"])
 @pytest.mark.parametrize("sigma", [0.0, 0.5, 2.0])
 def test_the_floor_is_what_the_truth_itself_reaches(kind: str, sigma: float) -> None:
     config = Data(kind=kind, samples=100_000, noise=sigma)  # type: ignore[arg-type]

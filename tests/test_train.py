@@ -81,6 +81,17 @@ def test_equal_runs_end_with_equal_bits() -> None:
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
+def test_a_linear_model_learns_the_linear_kind_to_its_floor() -> None:
+    """Excess risk of least squares: about (F + 1) noise^2 / N, here 11 / 1600."""
+    config, data, model = prepared(
+        "data.kind=linear", "model.hidden=[]", "train.epochs=100", "train.optimizer.lr=0.05"
+    )
+    train(model, data, config, CPU, lambda _: None)
+    risk = evaluate(model, data.test, CPU)["excess_risk"]
+    assert risk is not None
+    assert risk < 4 * 11 / 1600
+
+
 def test_the_training_loss_is_in_the_targets_own_units() -> None:
     """A linear model that has converged: its training loss is the MSE on the training rows."""
     config, data, model = prepared(

@@ -48,8 +48,9 @@ class Section(BaseModel):
 class Data(Section):
     """What is learnt from."""
 
-    kind: Literal["noise", "friedman1"] = "friedman1"
-    """`friedman1`: Friedman's first test function; `noise`: random x, unrelated random y."""
+    kind: Literal["noise", "linear", "friedman1"] = "friedman1"
+    """`friedman1`: Friedman's first test function; `linear`: a linear one; `noise`: random x,
+    unrelated random y."""
     samples: Annotated[int, Field(ge=100, le=2**40)] = 2_000_000
     """Rows over all three splits."""
     features: Annotated[int, Field(ge=1, le=65_536)] = 10

@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
+def linear(draw: np.random.Generator, n: int, features: int) -> tuple[Array, Array]:
+    """x (n, F) standard normal, f(x) (n, 1) = 1 + sum over i from 0 of x_i / (i + 1)."""
+    x = draw.standard_normal((n, features))
+    f = 1 + (x / np.arange(1, features + 1)).sum(axis=1)
+    return x, f[:, None]
+
+
 def friedman1(draw: np.random.Generator, n: int, features: int) -> tuple[Array, Array]:
     """x (n, F) uniform in [0, 1), f(x) (n, 1) = 10 sin(pi x0 x1) + 20 (x2 - 1/2)^2 + 10 x3 + 5 x4.
 
@@ -30,6 +37,7 @@ def noise(draw: np.random.Generator, n: int, features: int) -> tuple[Array, Arra
 
 
 KINDS: dict[str, Callable[[np.random.Generator, int, int], tuple[Array, Array]]] = {
+    "linear": linear,
     "friedman1": friedman1,
     "noise": noise,
 }
