@@ -14,9 +14,9 @@ from job.errors import ExportMismatch
 
 Float32 = NDArray[np.float32]
 
-# Multipliers of the golden rows: from where float32 nears its smallest numbers to where a sum of
-# squares would overflow.
-SCALES = (1e-30, 1e-12, 1e-3, 1e3, 1e12, 1e30)
+# Multipliers of the golden rows: from subnormal numbers to where a sum of squares would overflow.
+# Mirrored too: where all data is positive, nothing else would tell x from its magnitude.
+SCALES = (1e-40, 1e-30, 1e-12, 1e-3, -1.0, 1e3, 1e12, 1e30)
 # Columns that are set to NaN or infinity, one at a time.
 MAX_COLUMNS = 64
 
@@ -27,7 +27,7 @@ class Case:
 
     name: str
     x: Float32
-    complete: bool = False  # every element must be comparable, none excused by a possible overflow
+    complete: bool = False  # ordinary rows: every answer must be a number, none is excused
 
 
 def cases(golden: Float32, batches: Sequence[int]) -> list[Case]:

@@ -1,7 +1,7 @@
 """Published model files, each loaded from bytes into each engine that is installed.
 
-An engine is a function: x (N, F) float32 -> the answer (N, O). Every one runs on the CPU with one
-thread. torch, onnx and onnxruntime are imported here only when a file needs them.
+An engine is a function: x (N, F) float32 -> the answer (N, O). Every one runs on the CPU. torch,
+onnx and onnxruntime are imported here only when a file needs them.
 """
 
 import importlib.util
@@ -19,6 +19,13 @@ from job.errors import ExportMismatch
 # On by default on Linux since onnxruntime 1.29: it would write a device id under the home folder.
 # Read when onnxruntime is imported, so it is said before that can happen.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+# How a tensor in an ONNX file says that its bytes lie in another: an entry with the key "location"
+# (field 1, 8 bytes). onnxruntime would take that file from the working directory.
+_EXTERNAL = b"\x0a\x08location"
+
+# What a model file can be run with.
+RUNTIMES = ("onnxruntime", "torch")
 
 Float32 = NDArray[np.float32]
 Run = Callable[[Float32], object]
@@ -61,8 +68,19 @@ def _onnxruntime_optimised(content: bytes) -> Run:
 
 def load_onnx(content: bytes, *, optimise: bool = True) -> Run:
     """An ONNX model in onnxruntime's CPU provider, which is seen to be the one that runs."""
+    session = _session(content, optimise=optimise)
+
+    def run(x: Float32) -> object:
+        return _only(session.run(None, {"input": x}))
+
+    return run
+
+
+def _session(content: bytes, *, optimise: bool = True) -> Any:
     import onnxruntime as ort
 
+    if _EXTERNAL in content:
+        raise ExportMismatch("weights lie outside model.onnx")
     ort.set_default_logger_severity(3)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -74,11 +92,7 @@ def load_onnx(content: bytes, *, optimise: bool = True) -> Run:
     session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     if session.get_providers() != ["CPUExecutionProvider"]:
         raise ExportMismatch(f"onnxruntime ran {session.get_providers()}, not its CPU provider")
-
-    def run(x: Float32) -> object:
-        return _only(session.run(None, {"input": x}))
-
-    return run
+    return session
 
 
 def _torchscript(content: bytes) -> Run:
@@ -119,9 +133,7 @@ def _only(outputs: list[object]) -> object:
 
 def onnx_signature(content: bytes) -> tuple[list[Any], list[Any]]:
     """(name, type, shape) of each input and of each output, as onnxruntime reads them."""
-    import onnxruntime as ort
-
-    session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+    session = _session(content)
     inputs, outputs = (
         [(v.name, v.type, list(v.shape)) for v in values]
         for values in (session.get_inputs(), session.get_outputs())

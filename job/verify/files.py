@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,17 @@ class Verification:
                 compared[c.artifact, c.engine] += c.compared
         found += [f"{a} in {e}: nothing was compared" for (a, e), n in compared.items() if n == 0]
         for artifact in ALWAYS:
-            skipped = any(line.startswith(artifact) for line in self.skipped)
-            if not skipped and artifact not in {a for a, _ in compared}:
+            skipped = any(line.startswith(f"{artifact} in ") for line in self.skipped)
+            if not skipped and artifact not in self.ran:
                 found.append(f"{artifact}: was not run")
+        if not self.ran:
+            found.append("no model file was run")
         return found
+
+    @property
+    def ran(self) -> set[str]:
+        """The model files that were run on at least one row."""
+        return {c.artifact for c in self.comparisons if c.rows} & set(MODEL_FILES)
 
     def require_agreement(self) -> None:
         """Before publishing everything must have been seen: what is skipped is not verified.
@@ -86,16 +93,20 @@ def verify_files(folder: Path, reference: Reference) -> Verification:
         ReadWriteError: there is no temporary folder, so that it would be this machine that fails.
     """
     _require_temporary_folder()
-    files = {name: (folder / name).read_bytes() for name in MODEL_FILES if (folder / name).exists()}
+    found = (folder / name for name in MODEL_FILES)
+    files = {path.name: path.read_bytes() for path in found if path.is_file()}
     runnable, skipped = engines(files)
-    comparisons = [*_goldens(folder, reference), _signature(files, reference)]
+    oracle = Oracle(reference.weights, reference.activation)
+    comparisons = list(_goldens(folder, reference, oracle))
+    if any(engine.artifact == "model.onnx" for engine in runnable):
+        comparisons.append(_signature(files["model.onnx"], reference))
     for artifact, content in files.items():
         comparison = _weights(artifact, content, reference)
         if comparison is None:
             skipped.append(f"{artifact}: its weights, as the library that reads it is missing")
         else:
             comparisons.append(comparison)
-    comparisons += _answers(files, runnable, reference)
+    comparisons += _answers(files, runnable, reference, oracle)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     return Verification(comparisons, skipped, digests)
 
@@ -110,30 +121,44 @@ def _require_temporary_folder() -> None:
         ) from None
 
 
-def _goldens(folder: Path, reference: Reference) -> Iterator[Comparison]:
+def _goldens(folder: Path, reference: Reference, oracle: Oracle) -> Iterator[Comparison]:
     """The golden answers are the oracle's, and both layouts hold the same numbers."""
-    oracle = Oracle(reference.weights, reference.activation)
     golden = reference.golden_output
     expected = oracle(reference.golden_input)
     case = Case("golden vectors", reference.golden_input, complete=True)
     yield compare("golden vectors", "trained model", case, golden, expected)
     for name, values in (("input", reference.golden_input), ("output", golden)):
-        npy, pb = f"golden/{name}.npy", f"test_data_set_0/{name}_0.pb"
-        fault = None if _same(np.load(folder / npy, allow_pickle=False), values) else "differs"
-        yield Comparison(npy, "numpy", "same numbers", 0, compared=values.size, fault=fault)
+        yield _same(folder, f"golden/{name}.npy", "numpy", _read_npy, values)
         if importlib.util.find_spec("onnx") is not None:
-            import onnx
-
-            tensor = onnx.load_tensor(folder / pb)
-            fault = None if _same(onnx.numpy_helper.to_array(tensor), values) else "differs"
-            yield Comparison(pb, "onnx", "same numbers", 0, compared=values.size, fault=fault)
+            yield _same(folder, f"test_data_set_0/{name}_0.pb", "onnx", _read_pb, values)
 
 
-def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+def _read_npy(path: Path) -> Any:
+    return np.load(path, allow_pickle=False)
 
 
-def _signature(files: Mapping[str, bytes], reference: Reference) -> Comparison:
+def _read_pb(path: Path) -> Any:
+    import onnx
+
+    return onnx.numpy_helper.to_array(onnx.load_tensor(path))
+
+
+def _same(
+    folder: Path, name: str, engine: str, read: Callable[[Path], Any], wanted: NDArray[Any]
+) -> Comparison:
+    """Does the file `name` hold the numbers `wanted`, bit for bit?"""
+    fault = None
+    try:
+        found = read(folder / name)
+        same = found.dtype == wanted.dtype and found.shape == wanted.shape
+        if not (same and found.tobytes() == wanted.tobytes()):
+            fault = "differs"
+    except Exception as error:  # noqa: BLE001  whatever it is, the file does not agree
+        fault = f"cannot be read: {_first_line(error)}"
+    return Comparison(name, engine, "same numbers", 0, compared=wanted.size, fault=fault)
+
+
+def _signature(content: bytes, reference: Reference) -> Comparison:
     """Names, types and shapes of the ONNX file, with the batch axis free."""
     features, outputs = reference.golden_input.shape[1], reference.golden_output.shape[1]
     wanted = (
@@ -142,7 +167,7 @@ def _signature(files: Mapping[str, bytes], reference: Reference) -> Comparison:
     )
     fault = None
     try:
-        got = onnx_signature(files["model.onnx"])
+        got = onnx_signature(content)
         if got != wanted:
             fault = f"the signature is {got}, not {wanted}"
     except Exception as error:  # noqa: BLE001  whatever it is, the file does not agree
@@ -164,10 +189,9 @@ def _weights(artifact: str, content: bytes, reference: Reference) -> Comparison 
 
 
 def _answers(
-    files: Mapping[str, bytes], runnable: list[Engine], reference: Reference
+    files: Mapping[str, bytes], runnable: list[Engine], reference: Reference, oracle: Oracle
 ) -> Iterator[Comparison]:
     """Every engine, and the trained model itself, on every case of the battery."""
-    oracle = Oracle(reference.weights, reference.activation)
     battery = [(case, oracle(case.x)) for case in reference.battery()]
     if reference.answers:
         for (case, expected), answer in zip(battery, reference.answers, strict=True):

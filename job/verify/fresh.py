@@ -23,11 +23,13 @@ def verify_in_fresh_process(folder: Path, reference: Reference, work: Path) -> V
         JobError: the process ended without a result, so nothing is known about the files.
     """
     question, result = work / "reference.safetensors", work / "result.json"
+    result.unlink(missing_ok=True)  # an earlier one is no answer
     reference.save(question)
     package_root = str(Path(job.__file__).resolve().parent.parent)
     path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-m", "job.verify", str(folder), str(question), str(result)],
+        # -P: what lies in the working directory is not imported.
+        [sys.executable, "-P", "-m", "job.verify", str(folder), str(question), str(result)],
         env={**os.environ, "PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -37,9 +39,12 @@ def verify_in_fresh_process(folder: Path, reference: Reference, work: Path) -> V
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise JobError(f"the verifying process ended with {done.returncode}: {' '.join(said)}")
-    found = json.loads(result.read_text())
-    comparisons = [Comparison(**entry) for entry in found["comparisons"]]
-    return Verification(comparisons, found["skipped"], found["sha256"])
+    try:
+        found = json.loads(result.read_text())
+        comparisons = [Comparison(**entry) for entry in found["comparisons"]]
+        return Verification(comparisons, found["skipped"], found["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise JobError(f"the verifying process left no result: {error!r}") from None
 
 
 def save_result(verification: Verification, result: Path) -> None:

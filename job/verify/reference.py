@@ -8,10 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from job.errors import DataError
 from job.verify.battery import Case, cases
+from job.verify.oracle import ACTIVATIONS, widths
 from job.verify.weights import read_safetensors
 
 Float32 = NDArray[np.float32]
+
+# Largest batch that is run, as in job.yaml.
+MAX_BATCH = 65_536
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,24 @@ class Reference:
     def battery(self) -> list[Case]:
         """All inputs that every file is run with."""
         return cases(self.golden_input, self.batches)
+
+    def check(self) -> None:
+        """Seen before anything is run, where the numbers come from files.
+
+        Raises:
+            DataError: these are not the numbers of a model, or do not fit together.
+        """
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
+            raise DataError(f"{self.activation!r} is not an activation")
+        if not isinstance(self.batches, list | tuple) or not self.batches:
+            raise DataError(f"{self.batches!r} are not batch sizes")
+        if not all(type(n) is int and 1 <= n <= MAX_BATCH for n in self.batches):
+            raise DataError(f"{self.batches!r} are not batch sizes from 1 to {MAX_BATCH}")
+        columns = widths(self.weights)
+        rows = self.golden_input.shape[:1]
+        for golden, width in ((self.golden_input, columns[0]), (self.golden_output, columns[-1])):
+            if golden.shape != (*rows, width) or golden.size == 0:
+                raise DataError(f"the golden vectors are {golden.shape}, not rows of {width}")
 
     def save(self, path: Path) -> None:
         """Writes a safetensors file, and a JSON file beside it, for the verifying process."""

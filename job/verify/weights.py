@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -51,7 +52,7 @@ def _onnx_weights(content: bytes) -> Mapping[str, NDArray[Any]]:
 def read_safetensors(content: bytes) -> dict[str, NDArray[Any]]:
     """The float32 tensors of a safetensors file, read without its library.
 
-    The format: 8 bytes little-endian length, a JSON header, the tensors' bytes.
+    The format: 8 bytes little-endian length, a JSON header, the tensors' bytes without gaps.
 
     Raises:
         DataError: the file is malformed, or holds another type.
@@ -59,15 +60,23 @@ def read_safetensors(content: bytes) -> dict[str, NDArray[Any]]:
     tensors: dict[str, NDArray[Any]] = {}
     try:
         start = 8 + int.from_bytes(content[:8], "little")
-        header = json.loads(content[8:start])
+        if start > len(content):
+            raise ValueError(f"its header would end at byte {start} of {len(content)}")
+        header, data = json.loads(content[8:start]), content[start:]
         header.pop("__metadata__", None)
-        for name, entry in header.items():
+        read = 0
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             if entry["dtype"] != "F32":
                 raise ValueError(f"{name} has type {entry['dtype']}, not F32")
             begin, end = entry["data_offsets"]
-            values = np.frombuffer(content[start + begin : start + end], dtype="<f4")
-            tensors[name] = values.reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            size = 4 * math.prod(entry["shape"])
+            if begin != read or end != begin + size or min(entry["shape"], default=0) < 0:
+                raise ValueError(f"{name} is not {entry['shape']} after byte {read}")
+            tensors[name] = np.frombuffer(data[begin:end], dtype="<f4").reshape(entry["shape"])
+            read = end
+        if read != len(data):
+            raise ValueError(f"{len(data) - read} bytes belong to no tensor")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"not a safetensors file of float32 weights: {error}") from None
     return tensors
 

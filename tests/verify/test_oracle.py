@@ -1,0 +1,213 @@
+"""The oracle is the model, its bound bounds, and both of its gates are silent for float32."""
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from job.errors import DataError
+from job.model import ACTIVATIONS as MODULES
+from job.verify.battery import cases
+from job.verify.compare import compare
+from job.verify.engines import load_onnx
+from job.verify.oracle import ACTIVATIONS, TINY, Oracle, U, widths
+
+from .models import any_sample, sample
+
+Float32 = NDArray[np.float32]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("depth", range(7))
+def test_the_oracle_is_torch_in_float64_and_its_bound_holds_torch_in_float32(
+    activation: str, depth: int
+) -> None:
+    s = sample(depth, (40, 3, 1, 25, 40, 7)[:depth], activation, outputs=2, gain=2, y_mean=30)
+    oracle = Oracle(s.model.weights(), activation)(s.x)
+    exact = copy.deepcopy(s.model).double()
+    with torch.no_grad():
+        wanted = exact(torch.from_numpy(s.x).double()).numpy()
+    np.testing.assert_allclose(oracle.value, wanted, rtol=1e-13, atol=1e-13)
+    assert (np.abs(s.answer(s.x) - oracle.value) <= oracle.bound).all()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_faithful_model_raises_no_alarm_on_any_input(seed: int) -> None:
+    s = any_sample(seed, widest=1024 if seed % 4 == 0 else 200)
+    oracle = Oracle(s.model.weights(), s.activation)
+    for case in cases(s.x, (1, 2, 3, 7, 64)):
+        found = compare("model", "torch", case, s.answer(case.x), oracle(case.x))
+        assert found.passed, found
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("gain", [1e-30, 1e-20, 1.0])
+def test_an_engine_that_flushes_subnormals_raises_no_alarm(activation: str, gain: float) -> None:
+    s = sample(0, (20, 20), activation, gain=gain, x_std=1e-36)
+    oracle = Oracle(s.model.weights(), activation)
+    for case in cases(s.x, (64,)):
+        expected = oracle(case.x)
+        torch.set_flush_denormal(True)
+        try:
+            answer = s.answer(case.x)
+        finally:
+            torch.set_flush_denormal(False)
+        found = compare("model", "torch", case, answer, expected)
+        assert found.passed, found
+
+
+def test_subnormal_inputs_are_among_the_cases() -> None:
+    x = np.random.default_rng(0).normal(1, 0.1, (8, 2)).astype(np.float32)
+    scaled = next(case.x for case in cases(x, (1,)) if case.name == "scale 1e-40")
+    assert ((scaled != 0) & (np.abs(scaled) < TINY)).all()
+
+
+def test_mirrored_inputs_are_among_the_cases() -> None:
+    x = np.ones((8, 2), np.float32)
+    assert any((case.x == -1).all() for case in cases(x, (1,)) if case.x.size)
+
+
+@pytest.mark.parametrize("z", [1e38, 1.6e38, 2.5e38, 3.3e38, -3.3e38])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_overflows_in_some_engines_only_is_not_demanded(activation: str, z: float) -> None:
+    s = sample(0, (1,), activation, features=1)
+    for layer in (s.model.network[0], s.model.network[2]):
+        torch.nn.init.ones_(layer.weight)  # type: ignore[arg-type]
+        torch.nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    s.model.input.mean.zero_()
+    s.model.input.std.fill_(1)
+    x = np.full((9, 1), z, np.float32)
+    assert np.isinf(Oracle(s.model.weights(), activation)(x).bound).all()
+
+
+def test_rows_that_are_all_alike_raise_no_alarm() -> None:
+    """One rounding error, repeated: the RMS then is no mean of anything."""
+    for seed in range(100):
+        s = sample(seed, (3, 3), "tanh", gain=2)
+        x = np.repeat(s.x[:1], 40, axis=0)
+        expected = Oracle(s.model.weights(), "tanh")(x)
+        found = compare("model", "torch", cases(x, (40,))[0], s.answer(x), expected)
+        assert found.passed, found
+
+
+@pytest.mark.parametrize(("right", "wrong"), [("gelu", "silu"), ("relu", "leaky_relu")])
+def test_in_a_deep_model_the_noise_finds_what_the_bound_lets_pass(right: str, wrong: str) -> None:
+    s = sample(0, (256,) * 6, right)
+    other = sample(0, (256,) * 6, wrong)
+    case = cases(s.x, (64,))[0]
+    expected = Oracle(s.model.weights(), right)(s.x)
+    assert compare("model", "torch", case, s.answer(s.x), expected).passed
+    found = compare("model", "torch", case, other.answer(s.x), expected)
+    assert found.bound_used < 1
+    assert "times what rounding can give" in str(found.fault)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_noise_is_a_positive_number_and_the_same_twice(seed: int) -> None:
+    s = any_sample(seed, widest=50)
+    oracle = Oracle(s.model.weights(), s.activation)
+    noise = np.asarray(oracle(s.x).noise)
+    assert noise.shape == (64, s.answer(s.x).shape[1])
+    assert ((noise > 0) & np.isfinite(noise)).all()
+    assert np.array_equal(noise, np.asarray(oracle(s.x).noise))
+
+
+# The activations.
+
+
+def arguments() -> Float32:
+    z = np.concatenate([np.geomspace(1e-44, 1e37, 200_000), np.linspace(0, 30, 200_000)])
+    return np.concatenate([z, -z]).astype(np.float32).reshape(-1, 8)
+
+
+def one_operator(activation: str) -> bytes:
+    make = onnx.helper.make_node
+    nodes = {
+        "relu": [make("Relu", ["input"], ["output"])],
+        "leaky_relu": [make("LeakyRelu", ["input"], ["output"], alpha=0.01)],
+        "gelu": [make("Gelu", ["input"], ["output"])],
+        "silu": [make("Sigmoid", ["input"], ["s"]), make("Mul", ["input", "s"], ["output"])],
+        "tanh": [make("Tanh", ["input"], ["output"])],
+    }[activation]
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 8])
+        for name in ("input", "output")
+    ]
+    graph = onnx.helper.make_graph(nodes, "one", values[:1], values[1:])
+    opset = onnx.helper.make_opsetid("", 20)
+    content: bytes = onnx.helper.make_model(
+        graph, opset_imports=[opset], ir_version=9
+    ).SerializeToString()
+    return content
+
+
+def engine_answers(activation: str, z: Float32) -> Iterator[tuple[str, Float32]]:
+    for onednn in (True, False):
+        # The public switch warns of a name that torch itself has deprecated.
+        torch._C._set_mkldnn_enabled(onednn)
+        try:
+            yield f"torch, oneDNN {onednn}", MODULES[activation]()(torch.from_numpy(z)).numpy()
+        finally:
+            torch._C._set_mkldnn_enabled(True)
+    for optimise in (True, False):
+        run = load_onnx(one_operator(activation), optimise=optimise)
+        answer = run(z)
+        assert isinstance(answer, np.ndarray)
+        yield f"onnxruntime {ort.__version__}, optimised {optimise}", answer
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_no_engine_adds_more_than_the_activations_own_error(activation: str) -> None:
+    z = arguments()
+    exact = MODULES[activation]()(torch.from_numpy(z).double()).numpy()
+    ours = ACTIVATIONS[activation].value(z.astype(np.float64))
+    assert (np.abs(ours - exact) <= 1e-13 * np.abs(exact) + 1e-15 * np.abs(z)).all()
+    allowed = U * ACTIVATIONS[activation].own_error(np.abs(z).astype(np.float64)) + TINY
+    for engine, got in engine_answers(activation, z):
+        assert (np.abs(got - exact) <= allowed).all(), engine
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_slope_is_the_largest_slope(activation: str) -> None:
+    z = torch.linspace(-20, 20, 400_001, dtype=torch.float64, requires_grad=True)
+    MODULES[activation]()(z).sum().backward()
+    assert z.grad is not None
+    largest = float(z.grad.abs().max())
+    assert largest <= ACTIVATIONS[activation].slope < 1.002 * largest
+
+
+# Weights that are none.
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input.mean": None},
+        {"output.std": None},
+        {"network.0.bias": None},
+        {"network.0.weight": np.zeros((5, 9), np.float32)},
+        {"network.2.weight": np.zeros((1, 4), np.float32)},
+        {"input.std": np.ones(1, np.float32)},
+        {"input.std": np.ones((1, 10), np.float32)},
+        {"output.mean": np.float32(0)},
+        {"network.x.weight": np.zeros((1, 1), np.float32)},
+        {"more": np.zeros(1, np.float32)},
+        {"network.0.weight": np.float32(1)},
+    ],
+)
+def test_weights_that_do_not_fit_together_are_refused(change: dict[str, Float32 | None]) -> None:
+    weights = sample(0, (5,), "relu").model.weights()
+    assert widths(weights) == [10, 5, 1]
+    changed = {k: v for k, v in (weights | change).items() if v is not None}
+    with pytest.raises(DataError, match="not the weights of a model"):
+        widths(changed)
+
+
+def test_no_weights_at_all_are_refused() -> None:
+    with pytest.raises(DataError):
+        widths({})
