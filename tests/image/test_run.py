@@ -1,11 +1,12 @@
 """What `docker run IMAGE` does: training, publishing, verifying, and its exit codes."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from .conftest import LOCKED_DOWN, SHORT, Image, Training
+from .conftest import LOCKED_DOWN, SHORT, Image, Training, output_of
 
 # Neither a tmpfs nor a home folder is given: see LOCKED_DOWN.
 
@@ -150,3 +151,26 @@ def test_kubernetes_is_told_the_reason(image: Image, tmp_path: Path) -> None:
     options = [*LOCKED_DOWN, "--volume", f"{message}:/dev/termination-log"]
     assert image.run("train.epoch=1", options=options).returncode == 78
     assert json.loads(message.read_text())["code"] == 78
+
+
+def test_docker_stop_ends_it_and_leaves_nothing_half_done(image: Image, folder: Path) -> None:
+    """As process 1 a program without a handler of its own would not hear of SIGTERM."""
+    options = [*LOCKED_DOWN, "--detach", "--volume", f"{folder}:/artifacts"]
+    name = output_of("docker", "run", *options, image.tag, "train", "train.epochs=1000")
+    try:
+        logs = subprocess.Popen(
+            ["docker", "logs", "--follow", name],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert logs.stderr is not None
+        with logs, logs.stderr as said:
+            assert any('"event": "epoch"' in line for line in said)
+            output_of("docker", "stop", "--time", "60", name)
+            last = said.read().splitlines()[-1]
+        assert json.loads(last)["message"] == "SIGTERM (143): terminated"
+        assert output_of("docker", "wait", name) == "143"
+    finally:
+        output_of("docker", "rm", "--force", name)
+    assert not [path for path in folder.rglob("*") if path.is_file()]
