@@ -112,7 +112,7 @@ class Oracle:
         e_z <= |W| e_h + gamma_{n+1} (|W| (|h| + e_h) + |b|), gamma_k = k u / (1 - k u),
         from N. Higham, Accuracy and Stability of Numerical Algorithms (2002), section 3.1; it
         holds for any order of summation, so for any engine. To it comes what is lost where
-        numbers below TINY are read or written as zeros.
+        numbers below TINY are read or written as zeros (not where that makes 0 * Inf of a weight).
         """
         with np.errstate(all="ignore"):
             return self._evaluate(x.astype(np.float64))

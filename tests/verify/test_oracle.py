@@ -56,6 +56,8 @@ def test_an_engine_that_flushes_subnormals_raises_no_alarm(
     s = sample(0, (20, 20), activation, gain=gain, x_std=x_std, y_std=y_std)
     oracle = Oracle(s.model.weights(), activation)
     for case in cases(s.x, (64,)):
+        if gain == 1e-38 and np.isinf(case.x).any():
+            continue  # a weight that is read as 0 makes NaN of infinity, which is not excused
         expected = oracle(case.x)
         torch.set_flush_denormal(True)
         try:
