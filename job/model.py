@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from job.config import Config
+from job.config import Config, Task
 from job.streams import Purpose, generator
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -62,14 +62,20 @@ class Unstandardise(Scaling):
 
 
 class MLP(nn.Module):
-    """Raw features (N, F) to answers in the target's units (N, O).
+    """Raw features (N, F) to answers in the target's units (N, O), or to probabilities (N, K).
 
     The layers for `hidden=[100]`: Standardise, Linear(F, 100), activation, Linear(100, O),
-    Unstandardise. `network` is what is trained, on standardised rows.
+    Unstandardise; for K classes O = K and a softmax stands in Unstandardise's place. `network` is
+    what is trained, on standardised rows.
     """
 
     def __init__(
-        self, features: int, hidden: tuple[int, ...], outputs: int, activation: str
+        self,
+        features: int,
+        hidden: tuple[int, ...],
+        outputs: int,
+        activation: str,
+        task: Task = "regression",
     ) -> None:
         super().__init__()
         self.input = Standardise(features)
@@ -80,11 +86,11 @@ class MLP(nn.Module):
             self.network.append(ACTIVATIONS[activation]())
             width = units
         self.network.append(nn.Linear(width, outputs))
-        self.output = Unstandardise(outputs)
+        regression = task == "regression"
+        self.output = Unstandardise(outputs) if regression else nn.Softmax(dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        standardised: Tensor = self.network(self.input(x))
-        answer: Tensor = self.output(standardised)
+        answer: Tensor = self.output(self.network(self.input(x)))
         return answer
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
@@ -94,9 +100,11 @@ class MLP(nn.Module):
 
 def build_model(config: Config, x: NDArray[np.float32], y: NDArray[np.float32]) -> MLP:
     """The untrained model for training rows x (N, F), y (N, O); a function of the seed alone."""
-    model = MLP(x.shape[1], config.model.hidden, y.shape[1], config.model.activation)
+    outputs = config.data.classes or y.shape[1]
+    model = MLP(x.shape[1], config.model.hidden, outputs, config.model.activation, config.data.task)
     model.input.fit(x)
-    model.output.fit(y)
+    if isinstance(model.output, Unstandardise):
+        model.output.fit(y)
     initialise(model.network, config.seed)
     return model
 

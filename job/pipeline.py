@@ -48,8 +48,8 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
     with clock.stage("train"):
         model = build_model(config, data.training.x, data.training.y)
         training = train(model, data, config, device.torch, record.epoch_writer(run))
-        test = evaluate(model, data.test, device.torch)
-        record.say_if_memorising(training, data)
+        test = evaluate(model, data.test, config.data.task, device.torch)
+        record.say_if_memorising(training, data, config)
 
     with clock.stage("export"):
         reference = Reference.of_model(
@@ -58,6 +58,7 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
             config.verify.batches,
             data.golden_input,
             answer=lambda x: predict(model, x, device.torch),
+            task=config.data.task,
         )
         write_goldens(run.staging, reference.golden_input, reference.golden_output)
         export_model(model, run.staging, config, identity)

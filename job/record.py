@@ -19,6 +19,9 @@ from job.report import render_report
 from job.train import EpochRecord, Metrics, Training
 from job.verify import Verification
 
+# The metric that each loss is the training's form of.
+LOSS_METRICS = {"mse": "mse", "cross_entropy": "log_loss"}
+
 
 def say_start(run: Run, device: Device) -> None:
     threads = f"{device.threads} thread" + "s" * (device.threads > 1)
@@ -39,12 +42,15 @@ def say_published_before(run: Run) -> None:
 
 
 def say_published(run: Run, facts: dict[str, Any]) -> None:
-    test, timing = facts["metrics"]["test"], facts["timing"]
-    floor = facts["data"]["floor"].get("mse")
-    known = "" if floor is None else f"; the best reachable mse is {floor:g}"
+    test, timing, floor = facts["metrics"]["test"], facts["timing"], facts["data"]["floor"]
+    said = [
+        f"{name} {value:.4f}" + (f" (at best {floor[name]:.4g})" if name in floor else "")
+        for name, value in test.items()
+        if name != "loss" and value is not None
+    ]
     event(
         "published",
-        f"test mse {test['mse']:.4f}, mae {test['mae']:.4f}{known}",
+        f"test {', '.join(said)}",
         run_id=run.id,
         test=test,
         verification=facts["verification"],
@@ -63,14 +69,11 @@ def epoch_writer(run: Run) -> Callable[[EpochRecord], None]:
     return write
 
 
-def say_if_memorising(training: Training, data: Dataset) -> None:
-    """Warns where the training loss is below what any model can reach on new rows.
-
-    The mean of n squared normal errors of variance v has standard error v sqrt(2 / n).
-    """
-    floor, loss = data.floor["mse"], training.epochs[-1].training_loss
-    limit = floor * (1 - 4 * (2 / len(data.training.x)) ** 0.5)
-    if loss < limit:
+def say_if_memorising(training: Training, data: Dataset, config: Config) -> None:
+    """Warns where the training loss is below what any model can reach on new rows, by more than
+    four standard errors of a mean over so many rows."""
+    floor, loss = data.floor[LOSS_METRICS[config.train.loss]], training.epochs[-1].training_loss
+    if loss < floor - 4 * data.loss_std / len(data.training.x) ** 0.5:
         event(
             "memorising",
             f"the training loss {loss:.5g} is below the best reachable {floor:g}: the model is "
@@ -110,9 +113,13 @@ def manifest_fields(
         "fingerprint": identity,
         "created": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "signature": {
-            "task": "regression",
+            "task": config.data.task,
             "inputs": [_tensor("input", len(data.features), features=data.features)],
-            "outputs": [_tensor("output", len(data.targets), targets=data.targets)],
+            "outputs": [
+                _tensor("output", len(data.classes), classes=data.classes)
+                if data.classes
+                else _tensor("output", len(data.targets), targets=data.targets)
+            ],
         },
         "model": {"hidden": list(config.model.hidden), "activation": config.model.activation},
         "data": {
@@ -150,7 +157,7 @@ def manifest_fields(
     }
 
 
-def _tensor(name: str, columns: int, **names: list[str]) -> dict[str, Any]:
+def _tensor(name: str, columns: int, **names: list[str] | list[int]) -> dict[str, Any]:
     return {"name": name, "dtype": "float32", "shape": ["batch", columns], **names}
 
 
@@ -184,7 +191,7 @@ def write_report(
             "versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
         },
         epochs=[asdict(record) for record in training.epochs],
-        floor=facts["data"]["floor"].get("mse"),
+        floor=facts["data"]["floor"].get(LOSS_METRICS[config.train.loss]),
         metrics=facts["metrics"],
         verification=verification.as_json(),
     )
@@ -208,5 +215,6 @@ def write_failure(run: Run, config: Config, verdict: Verdict) -> None:
 
 
 def _model(config: Config) -> str:
-    widths = "-".join(map(str, [config.data.features, *config.model.hidden, 1]))
+    outputs = config.data.classes or 1
+    widths = "-".join(map(str, [config.data.features, *config.model.hidden, outputs]))
     return f"MLP {widths}, {config.model.activation}, {config.train.optimizer.name}"

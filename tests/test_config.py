@@ -72,7 +72,7 @@ def test_all_faults_are_reported_at_once_with_place_expectation_and_nearest_key(
         "job.yaml:1: seed: expected a valid integer, got 1.5",
         'job.yaml:2: device: expected auto, cpu, cuda or cuda:N, got "off"',
         'job.yaml:6: model.hidden[1]: expected a valid integer, got "x"',
-        "environment JOB__TRAIN__LOSS: train.loss: expected 'mse', got \"mae\"",
+        "environment JOB__TRAIN__LOSS: train.loss: expected 'mse' or 'cross_entropy', got \"mae\"",
         'job.yaml:5: train.optimizer.lr: expected a valid number, got "fast"',
         "command line: train.batch_size: expected a number greater than or equal to 1, got 0",
         "job.yaml:4: train.epoch: unknown key; did you mean epochs?",
@@ -116,6 +116,13 @@ def test_all_faults_are_reported_at_once_with_place_expectation_and_nearest_key(
         ("data: {features: 4}", "1: data.features: friedman1 needs at least 5 features, got 4"),
         ("data: {samples: 100}", "1: data.test: the test split would have 10 rows and needs 32"),
         ("data: {validation: 0.6, test: 0.5}", "1: data.test: validation (0.6) and test (0.5)"),
+        (
+            "data:\n  kind: gaussians\ntrain:\n  epochs: 1\n  loss: mse",
+            "5: train.loss: data.kind gaussians is a classification and needs the loss "
+            'cross_entropy, got "mse"',
+        ),
+        ("data: {kind: gaussians}", "configuration: train.loss: data.kind gaussians is"),
+        ("train:\n  loss: cross_entropy", "2: train.loss: data.kind friedman1 is a regression"),
         ("export: {formats: [onnx]}", "1: export.formats: torchscript is always exported"),
         ("export: {opset: 17}", "1: export.opset: expected 'auto' or a number greater"),
         ("model: {activation: gelu}\nexport: {opset: 18}", "2: export: opset 18 has no Gelu"),

@@ -1,12 +1,15 @@
 """Rows are a function of (seed, row), and every kind knows its truth."""
 
+import math
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from job.config import Data
-from job.data import load_data
+from job.data import Split, load_data
 from job.data.dataset import chunk_rows, chunks
-from job.data.synthetic import friedman1, linear, noise
+from job.data.synthetic import friedman1, gaussians, linear, noise
 from job.errors import OutOfMemory
 from job.streams import Purpose, generator
 
@@ -54,9 +57,22 @@ def test_the_same_seed_gives_the_same_numbers_on_every_machine() -> None:
     np.testing.assert_allclose(first.y[0], KNOWN_Y, rtol=1e-6)
 
 
+def test_the_same_seed_gives_the_same_classes_and_lines_on_every_machine() -> None:
+    classes = load_data(Data(kind="gaussians", samples=1000), 0, PLENTY).training
+    assert "".join(f"{y:.0f}" for y in classes.y[:24, 0]) == KNOWN_CLASSES
+    np.testing.assert_allclose(classes.x[0, :3], KNOWN_CLASS_X, rtol=1e-6)
+    line = load_data(Data(kind="linear", samples=1000), 0, PLENTY).training
+    np.testing.assert_allclose(line.x[0, :3], KNOWN_LINE_X, rtol=1e-6)
+    np.testing.assert_allclose(line.y[0], KNOWN_LINE_Y, rtol=1e-6)
+
+
 KNOWN_NOISE = "e52a7535bdabe62f1d279fa26b9aee7ce162ad74bf9fd24bab3b106ae6e72d2c"
 KNOWN_X = [0.011546754278242588, 0.24154919385910034, 0.11142585426568985]
 KNOWN_Y = [10.952630043029785]
+KNOWN_CLASSES = "001000011110110110001110"
+KNOWN_CLASS_X = [-0.6414285898208618, -0.9858287572860718, -0.398901104927063]
+KNOWN_LINE_X = [0.1592954695224762, -1.77418851852417, 1.3265118598937988]
+KNOWN_LINE_Y = [1.8896327018737793]
 
 
 def test_friedman1_is_its_formula() -> None:
@@ -90,6 +106,56 @@ def test_the_floor_is_what_the_truth_itself_reaches(kind: str, sigma: float) -> 
     reached = float(np.mean(np.square(data.training.y - data.training.truth)))
     error = data.floor["mse"] * (2 / len(data.training.y)) ** 0.5
     assert reached == pytest.approx(data.floor["mse"], abs=4 * error + 1e-9)
+
+
+def test_gaussians_are_their_formula() -> None:
+    """Bayes' rule by hand, from the two normal densities."""
+    x, y, truth = gaussians(generator(0, Purpose.DATA, 0), 1000, 4, 0.7)
+    m = np.full(4, 0.5)
+    density = [np.exp(-np.square(x - sign * m).sum(axis=1) / (2 * 0.7**2)) for sign in (-1, 1)]
+    np.testing.assert_allclose(truth[:, 1], density[1] / (density[0] + density[1]), rtol=1e-10)
+    np.testing.assert_allclose(truth.sum(axis=1), 1, rtol=1e-15)
+    assert set(y[:, 0]) == {0.0, 1.0}
+    centre = x[y[:, 0] == 1].mean(axis=0)
+    np.testing.assert_allclose(centre, m, atol=4 * 0.7 / 500**0.5)
+
+
+def log_losses(rows: Split) -> NDArray[np.float64]:
+    losses: NDArray[np.float64] = -np.log(
+        rows.truth[np.arange(len(rows.y)), rows.y[:, 0].astype(int)]
+    )
+    return losses
+
+
+@pytest.mark.parametrize("sigma", [0.4, 0.7, 1.0, 4.0])
+def test_the_floor_of_gaussians_is_what_the_truth_itself_reaches(sigma: float) -> None:
+    config = Data(kind="gaussians", samples=200_000, noise=sigma)
+    data = load_data(config, 5, PLENTY)
+    rows, n = data.training, len(data.training.y)
+    losses = log_losses(rows)
+    assert losses.std() == pytest.approx(data.loss_std, rel=0.1)
+    assert losses.mean() == pytest.approx(data.floor["log_loss"], abs=4 * data.loss_std / n**0.5)
+    right = np.mean(rows.truth.argmax(axis=1) == rows.y[:, 0])
+    best = data.floor["accuracy"]
+    assert right == pytest.approx(best, abs=4 * (best * (1 - best) / n) ** 0.5)
+
+
+def test_the_floor_of_gaussians_by_other_means() -> None:
+    """Gauss-Hermite quadrature, where it is good: the floor has no closed form."""
+    floor = load_data(Data(kind="gaussians", samples=100, test=0.4, noise=2.0), 0, PLENTY).floor
+    g, weight = np.polynomial.hermite_e.hermegauss(80)
+    wanted = (weight * np.log1p(np.exp(-(1 + 2 * g) / 2))).sum() / math.sqrt(2 * math.pi)
+    assert floor["log_loss"] == pytest.approx(wanted, rel=1e-9)
+    assert floor["accuracy"] == pytest.approx(0.691462461274013, rel=1e-12)  # Phi(1/2), tables
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1e-200, 1e30])
+def test_gaussians_without_and_with_nothing_but_noise(sigma: float) -> None:
+    data = load_data(Data(kind="gaussians", samples=1000, noise=sigma), 0, PLENTY)
+    assert np.isfinite(data.training.truth).all()
+    sure = sigma < 1
+    assert data.floor["log_loss"] == pytest.approx(0.0 if sure else math.log(2))
+    assert data.floor["accuracy"] == pytest.approx(1.0 if sure else 0.5)
 
 
 def test_golden_rows_are_test_rows_and_never_fewer_than_32() -> None:

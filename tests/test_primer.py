@@ -21,7 +21,7 @@ def trained_on_default(*overrides: str) -> Metrics:
     data = load_data(config.data, config.seed, memory_limit())
     model = build_model(config, data.training.x, data.training.y)
     train(model, data, config, torch.device("cpu"), lambda _: None)
-    return evaluate(model, data.test, torch.device("cpu"))
+    return evaluate(model, data.test, "regression", torch.device("cpu"))
 
 
 def test_the_median_of_five_seeds_is_within_4_percent_of_the_noise() -> None:

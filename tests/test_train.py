@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from job.config import Config, load_config
-from job.data import Dataset, load_data
+from job.config import Config, Data, load_config
+from job.data import Dataset, Split, load_data
 from job.errors import Diverged
-from job.model import MLP, build_model
+from job.model import MLP, Unstandardise, build_model
 from job.optim import make_optimizer
 from job.streams import Purpose, generator
 from job.train import EpochRecord, Training, evaluate, train
@@ -46,6 +46,7 @@ def test_it_is_the_textbook_loop(name: str, torchs: object) -> None:
     _, data, reference = prepared(*keys)
     optimizer = torchs(reference.network.parameters())  # type: ignore[operator]
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=12)
+    assert isinstance(reference.output, Unstandardise)
     x = (torch.from_numpy(data.training.x) - reference.input.mean) / reference.input.std
     y = (torch.from_numpy(data.training.y) - reference.output.mean) / reference.output.std
     for epoch in (1, 2):
@@ -87,7 +88,7 @@ def test_a_linear_model_learns_the_linear_kind_to_its_floor() -> None:
         "data.kind=linear", "model.hidden=[]", "train.epochs=100", "train.optimizer.lr=0.05"
     )
     train(model, data, config, CPU, lambda _: None)
-    risk = evaluate(model, data.test, CPU)["excess_risk"]
+    risk = evaluate(model, data.test, "regression", CPU)["excess_risk"]
     assert risk is not None
     assert risk < 4 * 11 / 1600
 
@@ -98,7 +99,7 @@ def test_the_training_loss_is_in_the_targets_own_units() -> None:
         "model.hidden=[]", "train.epochs=60", "train.batch_size=1600", "train.optimizer.lr=0.1"
     )
     training = train(model, data, config, CPU, lambda _: None)
-    mse = evaluate(model, data.training, CPU)["mse"]
+    mse = evaluate(model, data.training, "regression", CPU)["mse"]
     assert training.epochs[-1].training_loss == pytest.approx(mse, rel=1e-4)
 
 
@@ -203,7 +204,7 @@ def test_metrics_by_hand() -> None:
         y=np.array([[1], [5], [6]], np.float32),
         truth=np.array([[2], [3], [7]], np.float64),
     )
-    got = evaluate(Twice(), rows, CPU)
+    got = evaluate(Twice(), rows, "regression", CPU)
     assert got == {
         "loss": pytest.approx(2 / 3),
         "mse": pytest.approx(2 / 3),  # errors 1, -1, 0
@@ -213,7 +214,52 @@ def test_metrics_by_hand() -> None:
     }
 
 
+def test_metrics_of_classes_by_hand() -> None:
+    class Given(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    rows = Split(
+        x=np.array([[0.75, 0.25], [0.5, 0.5], [1.0, 0.0]], np.float32),
+        y=np.array([[0], [1], [0]], np.float32),
+        truth=np.array([[0.5, 0.5], [0.5, 0.5], [1.0, 0.0]]),
+    )
+    got = evaluate(Given(), rows, "classification", CPU)
+    log_loss = -(math.log(0.75) + math.log(0.5) + math.log(1)) / 3
+    assert got == {
+        "loss": pytest.approx(log_loss),
+        "log_loss": pytest.approx(log_loss),
+        "accuracy": pytest.approx(2 / 3),  # of equal ones the first counts
+        "excess_risk": pytest.approx((0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 3),
+    }
+
+
+def test_a_probability_that_rounds_to_zero_is_a_large_loss_and_not_infinite() -> None:
+    class Sure(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[1.0, 0.0]])
+
+    rows = Split(np.zeros((1, 2), np.float32), np.ones((1, 1), np.float32), np.array([[0.5, 0.5]]))
+    got = evaluate(Sure(), rows, "classification", CPU)
+    assert got["log_loss"] == pytest.approx(149 * math.log(2))
+
+
+def test_classes_are_learnt_to_their_floor() -> None:
+    """The truth is linear in x, so a model without hidden layers can be the truth."""
+    training, model = trained(
+        "data.kind=gaussians", "train.loss=cross_entropy", "data.samples=50000",
+        "model.hidden=[]", "train.epochs=10", "train.batch_size=512", "train.optimizer.lr=0.02",
+    )  # fmt: skip
+    data = load_data(Data(kind="gaussians", samples=50_000), 0, 2**40)
+    got = evaluate(model, data.test, "classification", CPU)
+    assert 0 <= float(str(got["excess_risk"])) < 0.001
+    weight = model.weights()["network.0.weight"] / model.weights()["input.std"]
+    log_odds = weight[1] - weight[0]
+    np.testing.assert_allclose(log_odds, 2 / math.sqrt(10), rtol=0.15)
+    assert training.epochs[-1].training_loss == pytest.approx(data.floor["log_loss"], rel=0.03)
+
+
 def test_r2_of_a_constant_target_is_unknown() -> None:
     config, data, model = prepared("data.kind=noise", "data.noise=0.0", "train.epochs=1")
     train(model, data, config, CPU, lambda _: None)
-    assert evaluate(model, data.test, CPU)["r2"] is None
+    assert evaluate(model, data.test, "regression", CPU)["r2"] is None

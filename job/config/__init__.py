@@ -1,7 +1,7 @@
 """job.yaml, overrides and environment keys -> one frozen, typed configuration. No torch here."""
 
 from job.config.load import load_config, to_yaml
-from job.config.schema import MIN_TEST_ROWS, SGD, Adam, AdamW, Config, Data, Optimizer
+from job.config.schema import MIN_TEST_ROWS, SGD, Adam, AdamW, Config, Data, Optimizer, Task
 
 __all__ = [
     "MIN_TEST_ROWS",
@@ -11,6 +11,7 @@ __all__ = [
     "Config",
     "Data",
     "Optimizer",
+    "Task",
     "load_config",
     "to_yaml",
 ]

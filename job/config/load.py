@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from job.config.reader import MAX_BYTES, Path, read
-from job.config.schema import Config
+from job.config.schema import Config, KeyFault
 from job.errors import ConfigError, MissingInputError, NoPermission
 
 ENVIRONMENT_PREFIX = "JOB__"
@@ -153,11 +153,11 @@ class _Source:
             del self.origins[known]
         self.origins[path] = origin
 
-    def explain(self, error: ValidationError) -> list[str]:
+    def explain(self, invalid: ValidationError) -> list[str]:
         """One line a faulty key: where it stands, what was expected, what was got."""
         expected: dict[Path, list[str]] = {}
         got: dict[Path, Any] = {}
-        for fault in error.errors(include_url=False):
+        for fault in invalid.errors(include_url=False):
             kind, context = fault["type"], fault.get("ctx", {})
             path = self._key_path(fault["loc"], unsaid=kind in ("missing", "value_error"))
             if kind == "union_tag_invalid":
@@ -167,7 +167,10 @@ class _Source:
             elif kind == "extra_forbidden":
                 message = _unknown_key(str(path[-1]), fault["loc"])
             elif kind == "value_error":
-                message = str(context["error"])
+                error = context["error"]
+                message = str(error)
+                if isinstance(error, KeyFault):
+                    path, fault["input"] = (*path, error.key), error.got
             else:
                 message = _EXPECTED.get(kind, "{}").format(
                     fault["msg"].removeprefix("Input should be ")

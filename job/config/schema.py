@@ -26,11 +26,21 @@ _GELU_OPSET = 20
 
 _DEVICE = r"auto|cpu|cuda(:[0-9]{1,3})?"
 
+Task = Literal["regression", "classification"]
+
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class KeyFault(ValueError):
+    """What is wrong with one key, found where a section that holds it is validated."""
+
+    def __init__(self, key: str, got: object, message: str) -> None:
+        super().__init__(message)
+        self.key, self.got = key, got
 
 
 class Section(BaseModel):
@@ -48,15 +58,16 @@ class Section(BaseModel):
 class Data(Section):
     """What is learnt from."""
 
-    kind: Literal["noise", "linear", "friedman1"] = "friedman1"
+    kind: Literal["noise", "linear", "friedman1", "gaussians"] = "friedman1"
     """`friedman1`: Friedman's first test function; `linear`: a linear one; `noise`: random x,
-    unrelated random y."""
+    unrelated random y; `gaussians`: two classes, each normal around its own centre."""
     samples: Annotated[int, Field(ge=100, le=2**40)] = 2_000_000
     """Rows over all three splits."""
     features: Annotated[int, Field(ge=1, le=65_536)] = 10
     """Columns of x; friedman1 uses the first 5, the others are distractors."""
-    noise: NonNegative = 1.0
-    """Standard deviation of the irreducible noise in y, so that noise^2 is the best MSE."""
+    noise: Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)] = 1.0
+    """Standard deviation of the irreducible noise in y, so that noise^2 is the best MSE; for
+    gaussians that of x around the centres, which are 2 apart."""
     validation: Share = 0.1
     """Share of the rows held out to watch the training."""
     test: Share = 0.1
@@ -83,6 +94,16 @@ class Data(Section):
                 f"validation ({validation}) and test ({test}) together leave no rows to train on"
             )
         return test
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are; 0 where the targets are numbers."""
+        return 2 if self.kind == "gaussians" else 0
+
+    @property
+    def task(self) -> Task:
+        """What the targets are: numbers or classes."""
+        return "classification" if self.classes else "regression"
 
     @property
     def split(self) -> tuple[int, int, int]:
@@ -175,8 +196,9 @@ class Schedule(Section):
 class Train(Section):
     """How it is learnt."""
 
-    loss: Literal["mse"] = "mse"
-    """Mean squared error (torch.nn.MSELoss), on standardised targets."""
+    loss: Literal["mse", "cross_entropy"] = "mse"
+    """mse: mean squared error (torch.nn.MSELoss), on standardised targets; cross_entropy, for
+    classes and only for these: torch.nn.CrossEntropyLoss."""
     optimizer: Optimizer = Adam()
     schedule: Schedule = Schedule()
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 5
@@ -247,6 +269,18 @@ class Config(Section):
         if not re.fullmatch(_DEVICE, device):
             raise ValueError("expected auto, cpu, cuda or cuda:N")
         return device
+
+    @field_validator("train")
+    @classmethod
+    def _loss_fits_the_task(cls, train: Train, info: ValidationInfo) -> Train:
+        data = info.data.get("data")
+        if data is not None:
+            task, classes = data.task, train.loss == "cross_entropy"
+            if classes != (task == "classification"):
+                wanted = "mse" if classes else "cross_entropy"
+                message = f"data.kind {data.kind} is a {task} and needs the loss {wanted}"
+                raise KeyFault("loss", train.loss, message)
+        return train
 
     @field_validator("export")
     @classmethod

@@ -1,6 +1,6 @@
 """Makes the rows of a configuration in fixed chunks and splits them.
 
-Shapes: N rows, F features, O outputs.
+Shapes: N rows, F features, O outputs; K classes.
 """
 
 import hashlib
@@ -26,7 +26,10 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Split:
-    """Some of the rows: x (N, F), y (N, O) and the truth f(x) (N, O), in the target's units."""
+    """Some of the rows: x (N, F), y (N, 1) and the truth f(x) (N, O), in the target's units.
+
+    For classes, y is the class's number and the truth (N, K) its probabilities.
+    """
 
     x: Float32
     y: Float32
@@ -47,8 +50,10 @@ class Dataset:
     rows: int
     sha256: str  # of all rows, chunk by chunk, x before y, little-endian float32
     floor: dict[str, float]  # metric -> its best reachable value
+    loss_std: float  # standard deviation of one row's loss at the floor
     features: list[str]
-    targets: list[str]
+    targets: list[str]  # for regression
+    classes: list[int]  # for classification
 
     @property
     def golden_input(self) -> Float32:
@@ -65,7 +70,7 @@ def load_data(config: Data, seed: int, memory: int) -> Dataset:
     _require_memory(config, memory)
     x = np.empty((config.samples, config.features), np.float32)
     y = np.empty((config.samples, 1), np.float32)
-    truth = np.empty((config.samples, 1), np.float64)
+    truth = np.empty((config.samples, config.classes or 1), np.float64)
     digest = hashlib.sha256()
     for start, part in chunks(config, seed, 0, config.samples):
         here = slice(start, start + len(part.x))
@@ -75,6 +80,7 @@ def load_data(config: Data, seed: int, memory: int) -> Dataset:
 
     rows = Split(x, y, truth)
     training, validation, test = config.split
+    floor = KINDS[config.kind].floor(config.noise)
     return Dataset(
         training=rows[:training],
         validation=rows[training : training + validation],
@@ -82,9 +88,11 @@ def load_data(config: Data, seed: int, memory: int) -> Dataset:
         kind=config.kind,
         rows=config.samples,
         sha256=digest.hexdigest(),
-        floor={"mse": config.noise**2},
+        floor=floor.metrics,
+        loss_std=floor.loss_std,
         features=[f"x{i}" for i in range(config.features)],
-        targets=["y"],
+        targets=[] if config.classes else ["y"],
+        classes=list(range(config.classes)),
     )
 
 
@@ -95,8 +103,7 @@ def chunks(config: Data, seed: int, start: int, stop: int) -> Iterator[tuple[int
         first = chunk * size
         draw = generator(seed, Purpose.DATA, chunk)
         # A chunk is always drawn whole, so that a row does not depend on how many there are.
-        x, truth = KINDS[config.kind](draw, size, config.features)
-        y = truth + config.noise * draw.standard_normal((size, 1))
+        x, y, truth = KINDS[config.kind].draw(draw, size, config.features, config.noise)
         keep = slice(max(start - first, 0), min(stop - first, size))
         rows = Split(x.astype(np.float32), y.astype(np.float32), truth)
         yield first + keep.start, rows[keep]
@@ -108,7 +115,7 @@ def chunk_rows(features: int) -> int:
 
 
 def _require_memory(config: Data, memory: int) -> None:
-    rows = config.samples * (4 * config.features + 4 + 8)
+    rows = config.samples * (4 * config.features + 4 + 8 * (config.classes or 1))
     needed = 2 * rows  # the rows, and their copies on the device
     if needed > memory:
         raise OutOfMemory(

@@ -1,15 +1,51 @@
-"""Synthetic kinds: each draws x and knows its own truth f(x).
+"""Synthetic kinds: each draws its rows and knows its own truth f(x).
 
-Shapes: n rows, F features, O = 1 output. All in float64; the caller casts.
-y = f(x) + noise * e with e ~ N(0, 1), so the best reachable MSE is noise^2.
+Shapes: n rows, F features, O outputs, K classes. All in float64; the caller casts.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+
+
+class Rows(NamedTuple):
+    """x (n, F); y (n, 1), the target or the class's number; truth f(x) (n, O) or (n, K)."""
+
+    x: Array
+    y: Array
+    truth: Array
+
+
+class Floor(NamedTuple):
+    """What the truth itself reaches, and so the best that any model can."""
+
+    metrics: dict[str, float]
+    loss_std: float  # standard deviation of one row's loss
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`draw(generator, n, F, noise)` makes rows, `floor(noise)` is known by construction."""
+
+    draw: Callable[[np.random.Generator, int, int, float], Rows]
+    floor: Callable[[float], Floor]
+
+
+def _regression(function: Callable[[np.random.Generator, int, int], tuple[Array, Array]]) -> Kind:
+    """y = f(x) + noise e with e ~ N(0, 1): the best mean of (y - p)^2 is noise^2, and the standard
+    deviation of one such square is sqrt(2) noise^2."""
+
+    def draw(generator: np.random.Generator, n: int, features: int, noise: float) -> Rows:
+        x, truth = function(generator, n, features)
+        return Rows(x, truth + noise * generator.standard_normal((n, 1)), truth)
+
+    return Kind(draw, lambda noise: Floor({"mse": noise**2}, math.sqrt(2) * noise**2))
 
 
 def linear(draw: np.random.Generator, n: int, features: int) -> tuple[Array, Array]:
@@ -36,8 +72,40 @@ def noise(draw: np.random.Generator, n: int, features: int) -> tuple[Array, Arra
     return draw.standard_normal((n, features)), np.zeros((n, 1))
 
 
-KINDS: dict[str, Callable[[np.random.Generator, int, int], tuple[Array, Array]]] = {
-    "linear": linear,
-    "friedman1": friedman1,
-    "noise": noise,
+def gaussians(draw: np.random.Generator, n: int, features: int, noise: float) -> Rows:
+    """Two classes of equal share around -m and +m: x (n, F) = (2 y - 1) m + noise e, e ~ N(0, I).
+
+    m = (1, ..., 1) / sqrt(F) has length 1. By Bayes' rule the log odds of class 1 are
+    z = 2 x . m / noise^2, so the truth (n, 2) is (1 / (1 + exp z), 1 / (1 + exp -z)).
+    """
+    m = np.full(features, 1 / math.sqrt(features))
+    y = draw.integers(0, 2, (n, 1)).astype(np.float64)
+    x = (2 * y - 1) * m + noise * draw.standard_normal((n, features))
+    with np.errstate(divide="ignore", over="ignore"):
+        z = x @ m * 2 / np.float64(noise) ** 2
+    truth = np.exp(-np.logaddexp(0, np.stack([z, -z], axis=1)))
+    return Rows(x, y, truth)
+
+
+def _gaussians_floor(noise: float) -> Floor:
+    """A row of class c has x . m = 2 c - 1 + noise g, g ~ N(0, 1): it is on the wrong side with
+    probability Phi(-1 / noise), and the truth's own log loss is log(1 + exp(-s)), s = 2 (1 +
+    noise g) / noise^2. Its mean and variance over g are integrated by the trapezoidal rule, whose
+    error for a smooth function times exp(-g^2 / 2) is far below float64's rounding."""
+    if noise == 0:
+        return Floor({"log_loss": 0.0, "accuracy": 1.0}, 0.0)
+    g = np.linspace(-12, 12, 24_001)
+    density = np.exp(-np.square(g) / 2) / math.sqrt(2 * math.pi)
+    with np.errstate(divide="ignore", over="ignore"):
+        loss = np.logaddexp(0, -2 * (1 + noise * g) / np.float64(noise) ** 2)
+    mean, square = (float(np.trapezoid(density * loss**power, g)) for power in (1, 2))
+    correct = 1 - math.erfc(1 / (noise * math.sqrt(2))) / 2
+    return Floor({"log_loss": mean, "accuracy": correct}, math.sqrt(max(0.0, square - mean**2)))
+
+
+KINDS: Mapping[str, Kind] = {
+    "linear": _regression(linear),
+    "friedman1": _regression(friedman1),
+    "noise": _regression(noise),
+    "gaussians": Kind(gaussians, _gaussians_floor),
 }

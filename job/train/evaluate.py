@@ -1,6 +1,6 @@
 """Metrics of a model on held-out rows, in the target's own units.
 
-Shapes: N rows, F features, O outputs.
+Shapes: N rows, F features, O outputs or K classes.
 """
 
 import numpy as np
@@ -8,10 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from job.config import Task
 from job.data import Split
 from job.errors import Diverged
 
 Metrics = dict[str, float | None]
+
+# The smallest positive float32: a probability that rounds to 0 counts as that much.
+SMALLEST = 2.0**-149
 
 # Rows that go through the model at once: bounds the memory of the hidden layers.
 ROWS_AT_ONCE = 8192
@@ -25,12 +29,16 @@ def predict(model: nn.Module, x: NDArray[np.float32], device: torch.device) -> N
     return answers
 
 
-def evaluate(model: nn.Module, rows: Split, device: torch.device) -> Metrics:
-    """Metrics of the model against the noisy y and the known truth f(x).
+def evaluate(model: nn.Module, rows: Split, task: Task, device: torch.device) -> Metrics:
+    """Metrics of the model against the noisy y and the known truth f(x); `loss` is the training's.
 
-    `loss` is the training's loss, here the MSE.
-    `r2` = 1 - sum (y - p)^2 / sum (y - mean y)^2, and None where y is constant.
+    For regression with answers p (N, O), `loss` is the `mse`;
+    `r2` = 1 - sum (y - p)^2 / sum (y - mean y)^2, and None where y is constant;
     `excess_risk` = mean (p - f(x))^2: what is lost besides the noise, never negative.
+
+    For classes with probabilities p (N, K), `loss` is the `log_loss`, mean -log p_y;
+    `accuracy` is the share of rows whose class has the largest p;
+    `excess_risk` = mean of sum_k f_k log(f_k / p_k), the KL divergence, never negative.
 
     Raises:
         Diverged: an answer is not finite.
@@ -40,6 +48,12 @@ def evaluate(model: nn.Module, rows: Split, device: torch.device) -> Metrics:
         raise Diverged(
             "the model's answers to held-out rows are not all finite; lower train.optimizer.lr"
         )
+    if task == "classification":
+        return _of_classes(np.maximum(answers, SMALLEST), rows)
+    return _of_numbers(answers, rows)
+
+
+def _of_numbers(answers: NDArray[np.float64], rows: Split) -> Metrics:
     mse = float(np.mean(np.square(answers - rows.y)))
     variance = float(np.mean(np.square(rows.y - rows.y.mean(axis=0, dtype=np.float64))))
     return {
@@ -48,4 +62,18 @@ def evaluate(model: nn.Module, rows: Split, device: torch.device) -> Metrics:
         "mae": float(np.mean(np.abs(answers - rows.y))),
         "r2": 1 - mse / variance if variance > 0 else None,
         "excess_risk": float(np.mean(np.square(answers - rows.truth))),
+    }
+
+
+def _of_classes(answers: NDArray[np.float64], rows: Split) -> Metrics:
+    y = rows.y[:, 0].astype(np.intp)
+    log_loss = float(-np.mean(np.log(answers[np.arange(len(y)), y])))
+    truth = np.maximum(rows.truth, SMALLEST)
+    divergence = np.sum(rows.truth * np.log(truth / answers), axis=1)
+    return {
+        "loss": log_loss,
+        "log_loss": log_loss,
+        "accuracy": float(np.mean(answers.argmax(axis=1) == y)),
+        # Rounding may leave a model that is the truth below 0 by some 1e-17.
+        "excess_risk": max(0.0, float(np.mean(divergence))),
     }

@@ -14,12 +14,17 @@ from job.config import Config
 from job.data import Dataset, Split
 from job.errors import Diverged
 from job.log import event
-from job.model import MLP
+from job.model import MLP, Unstandardise
 from job.optim import make_optimizer
 from job.streams import Purpose, generator
 from job.train.evaluate import Metrics, evaluate
 from job.train.schedule import learning_rate_factor
 from job.train.step import training_step
+
+LOSSES: dict[str, type[nn.Module]] = {
+    "mse": nn.MSELoss,
+    "cross_entropy": nn.CrossEntropyLoss,  # of what the softmax is applied to
+}
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,8 @@ def train(
         Diverged: a loss or a gradient was not finite; names epoch and step.
     """
     model.to(device)
-    x, y = _standardised(model, data.training, device)
-    # Errors are standardised; this makes them the target's own, squared.
-    unit = float(model.output.std.square().mean())
-    loss_function = nn.MSELoss()
+    x, y, unit = _as_trained(model, data.training, device)
+    loss_function = LOSSES[config.train.loss]()
     optimizer = make_optimizer(model.network.parameters(), config.train.optimizer)
     peak = config.train.optimizer.lr
     steps_per_epoch = -(-len(x) // config.train.batch_size)
@@ -93,7 +96,7 @@ def train(
         training.rows += len(x)
 
         model.eval()
-        metrics = evaluate(model, data.validation, device)
+        metrics = evaluate(model, data.validation, config.data.task, device)
         record = EpochRecord(epoch, training.steps, lr, unit * loss_sum / len(x), metrics)
         training.epochs.append(record)
         on_epoch(record)
@@ -110,11 +113,18 @@ def train(
 
 
 @torch.no_grad()
-def _standardised(model: MLP, rows: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The training rows as the network sees them: x (N, F), y (N, O) on the device."""
+def _as_trained(model: MLP, rows: Split, device: torch.device) -> tuple[Tensor, Tensor, float]:
+    """The training rows as the network and the loss see them, on the device, and the loss's unit.
+
+    Standardised x (N, F) and y (N, O), where a loss of 1 is the target's variance; or for classes
+    their numbers y (N,), where the loss has no unit.
+    """
     x: Tensor = model.input(torch.from_numpy(rows.x).to(device))
-    y = (torch.from_numpy(rows.y).to(device) - model.output.mean) / model.output.std
-    return x, y
+    y = torch.from_numpy(rows.y).to(device)
+    if isinstance(model.output, Unstandardise):
+        unit = float(model.output.std.square().mean())
+        return x, (y - model.output.mean) / model.output.std, unit
+    return x, y[:, 0].long(), 1.0
 
 
 def _shuffled(n: int, size: int, seed: int, epoch: int, device: torch.device) -> Iterator[Tensor]:

@@ -96,7 +96,7 @@ def verify_files(folder: Path, reference: Reference) -> Verification:
     found = (folder / name for name in MODEL_FILES)
     files = {path.name: path.read_bytes() for path in found if path.is_file()}
     runnable, skipped = engines(files)
-    oracle = Oracle(reference.weights, reference.activation)
+    oracle = reference.oracle()
     comparisons = list(_goldens(folder, reference, oracle))
     if any(engine.artifact == "model.onnx" for engine in runnable):
         comparisons.append(_signature(files["model.onnx"], reference))

@@ -1,7 +1,7 @@
 """The reference that every file is held against: the trained weights, evaluated in float64.
 
 It reads the weights by their names and knows the model's formula, and shares no code with the
-model or its exporters. Shapes: N rows, F features, H units of a layer, O outputs.
+model or its exporters. Shapes: N rows, F features, H units of a layer, O outputs or classes.
 """
 
 import math
@@ -23,6 +23,7 @@ U = 2.0**-24
 TINY = 2.0**-126
 # Beyond it float32 may overflow on the way: gelu as z (1 + erf) / 2 doubles its argument first.
 LARGE = float(np.finfo(np.float32).max) / 4
+TASKS = ("regression", "classification")
 # Random evaluations behind `Answer.noise`.
 SAMPLES = 16
 
@@ -100,10 +101,14 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Oracle:
-    """The trained model as numbers: named float32 weights and the activation's name."""
+    """The trained model as numbers: named float32 weights, and the names of what is between them.
+
+    `task` regression ends in the target's units, classification in a softmax.
+    """
 
     weights: Mapping[str, Float32]
     activation: str
+    task: str = "regression"
 
     def __call__(self, x: Float32) -> Answer:
         """The exact answer to x (N, F) with a forward error bound for float32 engines.
@@ -144,13 +149,18 @@ class Oracle:
                 h = activation.value(h)
                 error = _settled(h, activation.slope * error + own)
                 roundings.append(_settled(h, typical))
-        mean, std = self._scaling("output")
-        y = h * std + mean
-        magnitude = (np.abs(h) + error) * std + np.abs(mean)
-        bound = _settled(y, error * std + 3 * U * magnitude + 3 * TINY)
-        roundings.append(_settled(y, 3 * U * (np.abs(h) * std + np.abs(mean)) + 3 * TINY))
-        overflow |= _too_large(magnitude)
-        bound = np.where(overflow[:, None], np.inf, bound)
+        if self.task == "classification":
+            y, bound, typical = _softmax_with_bounds(h, error)
+            overflow |= vague  # any infinity may become any probability, or NaN
+        else:
+            mean, std = self._scaling("output")
+            y = h * std + mean
+            magnitude = (np.abs(h) + error) * std + np.abs(mean)
+            bound = error * std + 3 * U * magnitude + 3 * TINY
+            typical = 3 * U * (np.abs(h) * std + np.abs(mean)) + 3 * TINY
+            overflow |= _too_large(magnitude)
+        roundings.append(_settled(y, typical))
+        bound = np.where(overflow[:, None], np.inf, _settled(y, bound))
         return Answer(y, bound, vague, self._noise(x, y, roundings))
 
     def _noise(self, x: Float64, exact: Float64, roundings: Sequence[Float64]) -> Float64:
@@ -184,8 +194,11 @@ class Oracle:
         h = rounded((x - mean) / std)
         for weight, bias in hidden:
             h = rounded(activation(rounded(h @ weight.T + bias)))
+        h = rounded(h @ last.weight.T + last.bias)
+        if self.task == "classification":
+            return rounded(_softmax(h))
         mean, std = self._scaling("output")
-        return rounded(rounded(h @ last.weight.T + last.bias) * std + mean)
+        return rounded(h * std + mean)
 
     @cached_property
     def _layers(self) -> list[Layer]:
@@ -199,13 +212,42 @@ class Oracle:
         return self.weights[name].astype(np.float64)
 
 
+def _softmax(z: Float64) -> Float64:
+    """exp(z_i) / sum_j exp(z_j) over each row of z (N, O); NaN where the largest z is infinite."""
+    powers = np.exp(z - z.max(axis=1, keepdims=True))
+    shares: Float64 = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+def _softmax_with_bounds(z: Float64, error: Float64) -> tuple[Float64, Float64, Float64]:
+    """The softmax of z (N, O) that is off by `error`: its value, bound and typical rounding.
+
+    p_i = 1 / (1 + sum over j not i of exp(z_j - z_i)) falls with every z_j and rises with z_i, so
+    the ends of its interval are known. An engine then computes exp(z_i - max z) with a relative
+    error of u |z_i - max z| from the difference and of 8 u from exp itself, more than was measured
+    of any (see `Activation`), sums O such terms and divides.
+    """
+    p = _softmax(z)
+    top = (z + error).max(axis=1, keepdims=True)
+    least, most = np.exp(z - error - top), np.exp(z + error - top)
+    low = least / (least + most.sum(axis=1, keepdims=True) - most)
+    high = most / (most + least.sum(axis=1, keepdims=True) - least)
+    low, high = np.nan_to_num(low, nan=0.0), np.nan_to_num(high, nan=1.0)
+    # A class at -Inf has exactly no share.
+    depth = np.where(np.isfinite(z), z.max(axis=1, keepdims=True) - z, 0.0)
+    far = depth + error + error.max(axis=1, keepdims=True)
+    relative = U * (far + (p * far).sum(axis=1, keepdims=True) + z.shape[1] + 18)
+    bound = np.maximum(high - p, p - low) + high * relative + TINY
+    return p, bound, U * p * (depth + 4) + TINY
+
+
 def linear_layers(weights: Mapping[str, Float32]) -> list[str]:
     """Names of the linear layers, first to last: network.0, network.2, ..."""
     found = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
     return sorted(found, key=lambda name: int(name.rpartition(".")[2]))
 
 
-def widths(weights: Mapping[str, Float32]) -> list[int]:
+def widths(weights: Mapping[str, Float32], task: str = "regression") -> list[int]:
     """F, each H and O of a model whose weights all have the shapes that follow from these.
 
     Raises:
@@ -217,7 +259,8 @@ def widths(weights: Mapping[str, Float32]) -> list[int]:
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"these are not the weights of a model: {error!r}") from None
     wanted: dict[str, tuple[int, ...]] = {}
-    for side, columns in (("input", found[0]), ("output", found[-1])):
+    scalings = {"input": found[0]} | ({"output": found[-1]} if task == "regression" else {})
+    for side, columns in scalings.items():
         wanted |= {f"{side}.mean": (columns,), f"{side}.std": (columns,)}
     for name, before, after in zip(layers, found, found[1:], strict=False):
         wanted |= {f"{name}.weight": (after, before), f"{name}.bias": (after,)}

@@ -51,6 +51,7 @@ def _reference(folder: Path, manifest: dict[str, Any]) -> Reference:
     try:
         activation = manifest["model"]["activation"]
         batches = manifest["verification"]["batches"]
+        task = manifest["signature"]["task"]
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder}: manifest.json is malformed: {error!r}") from None
     reference = Reference(
@@ -59,6 +60,7 @@ def _reference(folder: Path, manifest: dict[str, Any]) -> Reference:
         batches=batches,
         golden_input=_golden(folder, "input"),
         golden_output=_golden(folder, "output"),
+        task=task,
     )
     try:
         reference.check()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from job.errors import DataError
 from job.verify.battery import Case, cases
-from job.verify.oracle import ACTIVATIONS, widths
+from job.verify.oracle import ACTIVATIONS, TASKS, Oracle, widths
 from job.verify.weights import read_safetensors
 
 Float32 = NDArray[np.float32]
@@ -33,6 +33,7 @@ class Reference:
     golden_input: Float32  # (G, F)
     golden_output: Float32  # (G, O)
     answers: Sequence[Float32] = ()
+    task: str = "regression"
 
     @classmethod
     def of_model(
@@ -42,10 +43,16 @@ class Reference:
         batches: Sequence[int],
         golden_input: Float32,
         answer: Callable[[Float32], Float32],
+        task: str = "regression",
     ) -> "Reference":
         """The reference of a model in memory, which `answer` runs on any x (N, F)."""
-        bare = cls(weights, activation, batches, golden_input, answer(golden_input))
+        golden_output = answer(golden_input)
+        bare = cls(weights, activation, batches, golden_input, golden_output, task=task)
         return replace(bare, answers=[answer(case.x) for case in bare.battery()])
+
+    def oracle(self) -> Oracle:
+        """What every answer is held against."""
+        return Oracle(self.weights, self.activation, self.task)
 
     def battery(self) -> list[Case]:
         """All inputs that every file is run with."""
@@ -59,11 +66,13 @@ class Reference:
         """
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             raise DataError(f"{self.activation!r} is not an activation")
+        if self.task not in TASKS:
+            raise DataError(f"{self.task!r} is not a task")
         if not isinstance(self.batches, list | tuple) or not self.batches:
             raise DataError(f"{self.batches!r} are not batch sizes")
         if not all(type(n) is int and 1 <= n <= MAX_BATCH for n in self.batches):
             raise DataError(f"{self.batches!r} are not batch sizes from 1 to {MAX_BATCH}")
-        columns = widths(self.weights)
+        columns = widths(self.weights, self.task)
         rows = self.golden_input.shape[:1]
         for golden, width in ((self.golden_input, columns[0]), (self.golden_output, columns[-1])):
             if golden.shape != (*rows, width) or golden.size == 0:
@@ -77,7 +86,11 @@ class Reference:
         tensors |= {"golden/input": self.golden_input, "golden/output": self.golden_output}
         tensors |= {f"answer/{i}": value for i, value in enumerate(self.answers)}
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path)
-        facts = {"activation": self.activation, "batches": list(self.batches)}
+        facts = {
+            "activation": self.activation,
+            "batches": list(self.batches),
+            "task": self.task,
+        }
         path.with_suffix(".json").write_text(json.dumps(facts))
 
     @classmethod
@@ -97,4 +110,5 @@ class Reference:
             golden_input=tensors["golden/input"],
             golden_output=tensors["golden/output"],
             answers=[tensors[f"answer/{i}"] for i in range(count)],
+            task=facts["task"],
         )

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from job.config import load_config
+from job.config import Task, load_config
 from job.export import export_model, write_goldens
-from job.model import MLP
+from job.model import MLP, Unstandardise
 from job.verify import Reference
-from job.verify.oracle import ACTIVATIONS
+from job.verify.oracle import ACTIVATIONS, Oracle
 
 Float32 = NDArray[np.float32]
 
@@ -23,6 +23,10 @@ class Sample:
     model: MLP
     x: Float32
     activation: str
+    task: Task = "regression"
+
+    def oracle(self) -> Oracle:
+        return Oracle(self.model.weights(), self.activation, self.task)
 
     def answer(self, x: Float32) -> Float32:
         with torch.no_grad():
@@ -31,7 +35,8 @@ class Sample:
 
     def reference(self) -> Reference:
         weights = self.model.weights()
-        return Reference.of_model(weights, self.activation, (1, 2, 7, 64), self.x, self.answer)
+        batches = (1, 2, 7, 64)
+        return Reference.of_model(weights, self.activation, batches, self.x, self.answer, self.task)
 
     def export(self, folder: Path) -> Reference:
         """All files of this model as the job writes them, and what they must agree with."""
@@ -58,6 +63,7 @@ def sample(
     x_std: float = 1.0,
     y_mean: float = 0.0,
     y_std: float = 1.0,
+    task: Task = "regression",
 ) -> Sample:
     """A model whose weights are `gain` times those that training starts from."""
     draw = np.random.default_rng(seed)
@@ -65,16 +71,17 @@ def sample(
     y = draw.normal(y_mean, y_std, (64, outputs)).astype(np.float32)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = MLP(features, hidden, outputs, activation).eval()
+        model = MLP(features, hidden, outputs, activation, task).eval()
     model.input.fit(x)
-    model.output.fit(y)
+    if isinstance(model.output, Unstandardise):
+        model.output.fit(y)
     with torch.no_grad():
         for parameter in model.network.parameters():
             parameter.mul_(gain)
-    return Sample(model, x, activation)
+    return Sample(model, x, activation, task)
 
 
-def any_sample(seed: int, widest: int = 1024) -> Sample:
+def any_sample(seed: int, widest: int = 1024, task: Task = "regression") -> Sample:
     """Depth 0 to 6, width 1 to `widest`, inputs and outputs of any magnitude."""
     draw = np.random.default_rng(seed)
     widths = 2 ** draw.uniform(0, np.log2(widest), draw.integers(0, 7))
@@ -84,10 +91,11 @@ def any_sample(seed: int, widest: int = 1024) -> Sample:
         tuple(int(width) for width in widths),
         list(ACTIVATIONS)[seed % 5],
         features=int(draw.integers(1, 40)),
-        outputs=int(draw.integers(1, 4)),
+        outputs=int(draw.integers(2, 5)) if task == "classification" else int(draw.integers(1, 4)),
         gain=draw.uniform(0.3, 3),
         x_mean=x_std * draw.choice([0, 1, 1e4]),
         x_std=x_std,
         y_mean=y_std * draw.choice([0, 1, 1e4]),
         y_std=y_std,
+        task=task,
     )

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from job.config import Task
 from job.errors import ExportMismatch
 from job.export import write_torchscript
 from job.model import MLP
 from job.verify import Reference, verify_files
 from job.verify.engines import load_onnx
+from job.verify.oracle import TASKS
 
 from .models import Sample, any_sample, sample
 
@@ -28,6 +30,9 @@ FAITHFUL = {
     "answers near zero": lambda: sample(5, (30,), "relu", y_std=1e-20, gain=1e-3),
     "far from zero": lambda: sample(6, (30,), "gelu", x_mean=1e4, x_std=1e-1),
     "tiny features": lambda: sample(7, (30,), "tanh", x_std=1e-30),
+    "three classes": lambda: sample(9, (30,), "relu", outputs=3, task="classification"),
+    "sure classes": lambda: sample(10, (40, 9), "gelu", outputs=2, gain=9, task="classification"),
+    "classes, linear": lambda: sample(11, (), "relu", outputs=5, gain=30, task="classification"),
     "huge features": lambda: sample(8, (30,), "silu", x_std=1e20),
 }
 
@@ -38,9 +43,10 @@ def test_a_faithful_export_passes(kind: str, tmp_path: Path) -> None:
     verify_files(tmp_path, reference).require_agreement()
 
 
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("seed", range(100, 106))
-def test_a_faithful_export_of_a_random_model_passes(seed: int, tmp_path: Path) -> None:
-    reference = any_sample(seed, widest=300).export(tmp_path)
+def test_a_faithful_export_of_a_random_model_passes(seed: int, task: Task, tmp_path: Path) -> None:
+    reference = any_sample(seed, widest=300, task=task).export(tmp_path)
     verify_files(tmp_path, reference).require_agreement()
 
 
