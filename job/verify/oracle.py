@@ -151,7 +151,6 @@ class Oracle:
                 roundings.append(_settled(h, typical))
         if self.task == "classification":
             y, bound, typical = _softmax_with_bounds(h, error)
-            overflow |= vague  # any infinity may become any probability, or NaN
         else:
             mean, std = self._scaling("output")
             y = h * std + mean
