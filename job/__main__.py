@@ -1,13 +1,13 @@
 """`python -m job`."""
 
-import signal
 import sys
 import time
 
 STARTED = time.time()
 
-from job.cli import main, terminate  # noqa: E402  (the clock runs before anything is imported)
+from job import interrupt  # noqa: E402  (the clock runs before anything is imported)
+from job.cli import last_words, main  # noqa: E402
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, terminate)
+    interrupt.install(last_words)
     sys.exit(main(sys.argv[1:], started=STARTED))

@@ -5,7 +5,9 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import job
-from job import log
+from job import interrupt, log
 from job.errors import (
     ConfigError,
     ExitCode,
@@ -30,15 +32,6 @@ if TYPE_CHECKING:
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 
 
-class Terminated(BaseException):
-    """SIGTERM has come."""
-
-
-def terminate(*_: object) -> NoReturn:
-    """Handles SIGTERM: a process with the number 1, as in a container, has no default for it."""
-    raise Terminated
-
-
 def main(arguments: Sequence[str], started: float | None = None) -> int:
     """Runs one command and returns its exit code.
 
@@ -48,15 +41,13 @@ def main(arguments: Sequence[str], started: float | None = None) -> int:
     try:
         options = _parse(_with_command(list(arguments)))
         log.configure(options.log_format, quiet=options.quiet)
+        if options.run is not _train:
+            interrupt.at_once(last_words)
         # Libraries print where they like; stdout is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
             result: str = options.run(options, time.time() if started is None else started)
         _print_result(result)
         return ExitCode.OK
-    except Terminated:
-        return _end(143, "SIGTERM", "terminated")
-    except KeyboardInterrupt:
-        return _end(130, "SIGINT", "interrupted")
     except JobError as error:
         return _fail(error)
     except Exception as error:  # noqa: BLE001  this is the boundary
@@ -70,6 +61,14 @@ def _print_result(result: str) -> None:
     except BrokenPipeError:
         # The reader has gone; the work is done all the same. Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def last_words(signal_number: int) -> None:
+    """What is said by the thread that ends the process at once, past every lock."""
+    code, name = 128 + signal_number, signal.Signals(signal_number).name
+    reason = "ended at once by a signal"
+    os.write(2, log.line("end", f"{name} ({code}): {reason}", code=code, name=name))
+    _write_termination_log(code, name, reason)
 
 
 def _fail(error: JobError) -> int:
@@ -188,6 +187,9 @@ def _parser() -> _Parser:
     check = commands.add_parser(
         "check", parents=[common, configured], help="validate the configuration and print it"
     )
+    check.add_argument(
+        "--preflight", action="store_true", help="also export and verify the untrained model"
+    )
     check.set_defaults(run=_check)
 
     verify = commands.add_parser("verify", parents=[common], help="verify a published folder again")
@@ -255,7 +257,16 @@ def _run_id(flag: str | None) -> str | None:
 def _check(options: argparse.Namespace, started: float) -> str:
     from job.config import to_yaml
 
-    return to_yaml(_load(options)).rstrip()
+    config = _load(options)
+    if options.preflight:
+        from job.preflight import preflight
+
+        with tempfile.TemporaryDirectory() as folder:
+            verification = preflight(config, Path(folder))
+        verification.require_agreement()
+        count = len(verification.comparisons)
+        log.event("preflight", f"{count} comparisons of the untrained model agree")
+    return to_yaml(config).rstrip()
 
 
 def _verify(options: argparse.Namespace, started: float) -> str:

@@ -28,7 +28,7 @@ def examine(config: Config) -> Iterator[tuple[str, str | JobError]]:
     yield "NVIDIA driver", _driver()
     yield "CUDA in torch", _cuda_of_torch()
     yield "device", _device(config)
-    yield "output", _output(Path(config.output.dir))
+    yield "output", _output(config)
 
 
 def _driver() -> str:
@@ -62,9 +62,10 @@ def _device(config: Config) -> str | JobError:
     )
 
 
-def _output(output: Path) -> str | JobError:
+def _output(config: Config) -> str | JobError:
+    output = Path(config.output.dir)
     try:
-        prepare_output(output)
+        prepare_output(output, config.output.keep)
     except JobError as error:
         return error
     return f"{output} is writable, {_free(str(output))}"

@@ -136,3 +136,13 @@ class QualityUnmet(Verdict):
     """A test metric missed its gate, or is not a number."""
 
     code = ExitCode.QUALITY
+
+
+def error_of(code: int, message: str) -> JobError:
+    """The error that ended another process of the job with `code`; a defect for any other code."""
+    kinds: list[type[JobError]] = [JobError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    if code == ExitCode.CONFIG:
+        return ConfigError([message])
+    return next((kind for kind in kinds if kind.code == code), JobError)(message)

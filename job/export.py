@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 import job
+from job import interrupt
 from job.config import Config
 from job.errors import JobError
 from job.model import MLP
@@ -33,6 +34,9 @@ def export_model(model: MLP, folder: Path, config: Config, fingerprint: str) -> 
     """Writes the model files that `config.export.formats` names into `folder`.
 
     They are made from a copy of `model` on the CPU in eval mode, wherever it was trained.
+
+    Raises:
+        Interrupted: a signal has come.
     """
     model = copy.deepcopy(model).cpu().eval()
     # Two rows: with one, an exporter may take the batch for a constant.
@@ -40,10 +44,13 @@ def export_model(model: MLP, folder: Path, config: Config, fingerprint: str) -> 
     formats = config.export.formats
     # TorchScript first: a second trace in one process names things differently.
     write_torchscript(model, example, folder / "model.torchscript.pt")
+    interrupt.check()
     program = export_program(model, example)
     if "pt2" in formats:
         torch.export.save(program, folder / "model.pt2")
+    interrupt.check()
     write_onnx(program, folder / "model.onnx", config.opset, fingerprint)
+    interrupt.check()
     if "safetensors" in formats:
         # The library's own save_file makes a file that nobody else may read.
         (folder / "model.safetensors").write_bytes(save(model.state_dict()))

@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 def fingerprint(config: Config, device_type: str, threads: int) -> str:
     """SHA-256 of all that decides the model's bytes: equal fingerprints, equal models."""
     facts = {
-        "config": config.model_dump(mode="json", exclude={"output"}),
+        "config": config.model_dump(mode="json", exclude={"output": True, "train": {"checkpoint"}}),
         "sources": _sources(),
         "versions": versions(),
         "device": device_type,

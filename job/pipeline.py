@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from job import record
+from job import interrupt, record
 from job.clock import Clock
 from job.config import Config
 from job.data import load_data
@@ -11,6 +11,7 @@ from job.errors import Verdict
 from job.export import export_model, write_goldens
 from job.identity import fingerprint, new_run_id
 from job.model import build_model
+from job.preflight import preflight_in_child
 from job.publish import Run, claim, leave_evidence, prepare_output, publish
 from job.train import evaluate, predict, train
 from job.verify import Reference, verify_in_fresh_process
@@ -22,11 +23,13 @@ def run_job(config: Config, run_id: str | None, clock: Clock) -> Path:
     Raises:
         JobError: whatever kept the run from being published; its class says what.
     """
+    output = Path(config.output.dir)
+    interrupt.check()
     device = choose_device(config)
     prepare_torch(device)
-    prepare_output(Path(config.output.dir))
+    prepare_output(output, config.output.keep)
     identity = fingerprint(config, device.type, device.threads)
-    with claim(Path(config.output.dir), run_id or new_run_id(identity), identity) as run:
+    with claim(output, run_id, identity, new_run_id(identity)) as run:
         if run.published.exists():
             record.say_published_before(run)
         else:
@@ -41,13 +44,20 @@ def run_job(config: Config, run_id: str | None, clock: Clock) -> Path:
 
 
 def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock) -> None:
-    """data -> model -> train -> export -> verify -> report -> publish."""
+    """preflight -> data -> model -> train -> export -> verify -> report -> publish."""
+    with clock.stage("preflight"):
+        if not run.checkpoints.exists():  # an earlier attempt has passed it
+            preflight_in_child(config, run.staging / "verification.json")
+            record.say_preflight()
+
     with clock.stage("data"):
         data = load_data(config.data, config.seed, memory_limit())
 
     with clock.stage("train"):
         model = build_model(config, data.training.x, data.training.y)
-        training = train(model, data, config, device.torch, record.epoch_writer(run))
+        training = train(
+            model, data, config, device.torch, run.checkpoints, record.epoch_writer(run)
+        )
         test = evaluate(model, data.test, config.data.task, device.torch)
         record.say_if_memorising(training, data, config)
 
@@ -64,7 +74,7 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
         export_model(model, run.staging, config, identity)
 
     with clock.stage("verify"):
-        verification = verify_in_fresh_process(run.staging, reference, run.work)
+        verification = verify_in_fresh_process(run.staging, reference, run.scratch)
         record.write_verification(run, verification)
         verification.require_agreement()
 

@@ -6,22 +6,26 @@ failed/<run-id>/  what a run that ended with a verdict leaves to look at
 work/             private: one folder a run being made, and locks
 """
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from job.errors import ConfigError, JobError, NoPermission, OutputError, ReadWriteError
+from job import interrupt
+from job.durable import fsync, move_folder, remove_folder, write_file
+from job.errors import ConfigError, JobError, NoPermission, OutputError, ReadWriteError, Verdict
 from job.log import WARNING, event
 from job.manifest import CONTRACT, MANIFEST, file_entries, read_manifest, write_manifest
 
@@ -37,16 +41,27 @@ class Run:
 
     output: Path
     id: str
+    resumed: int = 0  # attempts before this one
+    attempt: str = ""  # what this process's own folder is called
 
     @property
     def work(self) -> Path:
-        """Private; goes when the run ends."""
+        """Private; what a run leaves here when it is cut off, it resumes from."""
         return self.output / "work" / "runs" / self.id
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.work / "checkpoints"
+
+    @property
+    def scratch(self) -> Path:
+        """This process's own: even where locks do not lock, nobody else writes here."""
+        return self.work / f"attempt-{self.attempt}"
 
     @property
     def staging(self) -> Path:
         """Where the files are made that are published together."""
-        return self.work / "staging"
+        return self.scratch / "staging"
 
     @property
     def published(self) -> Path:
@@ -57,26 +72,101 @@ class Run:
         return self.output / "failed" / self.id
 
 
+# In a work folder: {"fingerprint": hex, "attempts": int}. Without it there is nothing to resume.
+STATE = "run.json"
+
+
 @contextmanager
-def claim(output: Path, run_id: str, fingerprint: str) -> Iterator[Run]:
-    """Holds a run id for this process alone; its work folder is new, and gone afterwards.
+def claim(output: Path, run_id: str | None, fingerprint: str, new_id: str) -> Iterator[Run]:
+    """Holds a run for this process alone: that of `run_id`, or without one the newest unfinished
+    run of this fingerprint that nobody holds, or else a new one called `new_id`.
+
+    Its work folder stays when the run is cut off, and goes once it is published or judged.
 
     Raises:
-        ConfigError: the id is published with another fingerprint.
+        ConfigError: the id is published or was begun with another fingerprint.
         DataError: the id is published, and its files are not those that were.
         ReadWriteError: another process held the id too long.
+        Interrupted: a signal came while another process held it.
     """
-    run = Run(output, run_id)
-    with _lock(_locks(output) / run_id, f"the run id {run_id}"):
-        try:
-            if run.published.exists():
-                require_same(run, fingerprint)
-            else:
-                shutil.rmtree(run.work, ignore_errors=True)
-                run.staging.mkdir(parents=True)
+    with _lock_run(output, run_id, fingerprint, new_id) as name:
+        run = Run(output, name, attempt=secrets.token_hex(4))
+        if run.published.exists():
+            require_same(run, fingerprint)
             yield run
-        finally:
-            shutil.rmtree(run.work, ignore_errors=True)
+        else:
+            resumed = _begin(run, fingerprint)
+            try:
+                yield replace(run, resumed=resumed)
+            except Verdict:
+                remove_folder(run.work)
+                raise
+            finally:
+                remove_folder(run.scratch)
+        if run.published.exists():
+            remove_folder(run.work)
+
+
+@contextmanager
+def _lock_run(output: Path, run_id: str | None, fingerprint: str, new_id: str) -> Iterator[str]:
+    """Holds the lock of the run that is to be made, and says its id."""
+    if run_id is None:
+        for folder in unfinished(output):
+            lock = _locks(output) / folder.name
+            if _state(folder).get("fingerprint") != fingerprint:
+                continue
+            if (held := _try_lock(lock)) is not None:
+                try:
+                    # It may have been finished between the look and the lock.
+                    if _state(folder).get("fingerprint") == fingerprint:
+                        yield folder.name
+                        return
+                finally:
+                    _unlock(lock, held)
+    name = run_id or new_id
+    with _lock(_locks(output) / name, f"the run id {name}"):
+        yield name
+
+
+def _begin(run: Run, fingerprint: str) -> int:
+    """Makes or continues the work folder; how many attempts there were before."""
+    state = _state(run.work)
+    if not state:
+        remove_folder(run.work)
+    elif state["fingerprint"] != fingerprint:
+        raise ConfigError(
+            [
+                f"run id {run.id} was begun with another configuration, version or device; choose "
+                f"another --run-id, or remove {run.work} to give up what it has done"
+            ]
+        )
+    for left in run.work.glob("attempt-*"):
+        remove_folder(left)
+    run.staging.mkdir(parents=True)
+    attempts = state.get("attempts", 0)
+    entry = {"fingerprint": fingerprint, "attempts": attempts + 1}
+    write_file(run.work / STATE, json.dumps(entry).encode())
+    return int(attempts)
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """What is known of an unfinished run; nothing where it cannot be read."""
+    try:
+        state = json.loads((folder / STATE).read_bytes())
+        if isinstance(state["fingerprint"], str) and isinstance(state["attempts"], int):
+            return dict(state)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {}
+
+
+def unfinished(output: Path) -> list[Path]:
+    """Work folders of runs that were cut off or are being made, the newest first."""
+    begun: dict[Path, float] = {}
+    for folder in (output / "work" / "runs").glob("[!.]*"):  # hidden ones are being deleted
+        with contextlib.suppress(FileNotFoundError):  # it has just ended
+            begun[folder] = (folder / STATE).stat().st_mtime
+    return sorted(begun, key=lambda folder: begun[folder], reverse=True)
 
 
 def require_same(run: Run, fingerprint: str) -> None:
@@ -108,9 +198,8 @@ def publish(run: Run, fields: dict[str, Any], verified: Mapping[str, str], keep:
     if changed:
         raise JobError(f"{changed[0]} changed between its verification and its publication")
     write_manifest(run.staging, {**fields, "files": files})
-    _fsync_tree(run.staging)
-    os.rename(run.staging, run.published)
-    _fsync(run.published.parent)
+    interrupt.check()
+    move_folder(run.staging, run.published)
     _move_latest(run)
     _remove_old(run, keep)
 
@@ -131,8 +220,10 @@ def leave_evidence(run: Run, keep: int) -> None:
     event("evidence", f"what there is to see is in {run.failed}", folder=str(run.failed))
 
 
-def prepare_output(output: Path) -> None:
+def prepare_output(output: Path, keep: int) -> None:
     """Makes the output folder and tries every operation that publishing needs; sweeps leftovers.
+
+    The newest `keep` unfinished runs stay, to be resumed.
 
     Raises:
         OutputError: it is no folder, is read-only, or lacks an operation, which is named.
@@ -148,13 +239,13 @@ def prepare_output(output: Path) -> None:
     )
     try:
         _try("write and fsync a file", lambda: _write_and_sync(probe / "file"), output)
-        _try("fsync a folder", lambda: _fsync(probe), output)
+        _try("fsync a folder", lambda: fsync(probe), output)
         _try("make a symbolic link", lambda: os.symlink("file", probe / "link"), output)
         _try("rename over a link", lambda: os.replace(probe / "file", probe / "link"), output)
         _try("lock a file", lambda: _lock_once(probe / "lock"), output)
     finally:
         shutil.rmtree(probe, ignore_errors=True)
-    _sweep(output)
+    _sweep(output, keep)
 
 
 def _require_mount(output: Path) -> None:
@@ -206,12 +297,13 @@ def _lock_once(path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _sweep(output: Path) -> None:
-    """Removes work folders whose process is gone: nobody holds their lock."""
+def _sweep(output: Path, keep: int) -> None:
+    """Removes what nobody holds and nobody can resume, and all but the newest unfinished runs."""
+    resumable = unfinished(output)[:keep]
     for folder in (output / "work" / "runs").iterdir():
         lock = _locks(output) / folder.name
-        if (held := _try_lock(lock)) is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        if folder not in resumable and (held := _try_lock(lock)) is not None:
+            remove_folder(folder)
             _unlock(lock, held)
 
 
@@ -224,6 +316,7 @@ def _lock(path: Path, what: str) -> Iterator[None]:
     """Holds the lock file at `path`, waiting a while for another process to let go of it."""
     deadline = time.monotonic() + WAIT_SECONDS
     while (held := _try_lock(path)) is None:
+        interrupt.check()
         if time.monotonic() > deadline:
             raise ReadWriteError(
                 f"another process has held {what} for more than {WAIT_SECONDS:.0f} seconds; "
@@ -262,11 +355,10 @@ def _move_latest(run: Run) -> None:
         created = _created(run.published)
         if created is None or (current is not None and current > created):
             return
-        temporary = run.output / "work" / ".latest"
-        temporary.unlink(missing_ok=True)
+        temporary = run.output / "work" / f".latest-{run.attempt}"
         os.symlink(os.path.join("runs", run.id), temporary)
         os.replace(temporary, latest)
-        _fsync(run.output)
+        fsync(run.output)
 
 
 def _remove_old(run: Run, keep: int) -> None:
@@ -282,7 +374,7 @@ def _remove_old(run: Run, keep: int) -> None:
             continue
         try:
             # Out of sight first, so that nobody sees a part of it.
-            gone = run.work / "removed"
+            gone = run.scratch / "removed"
             os.rename(old, gone)
             shutil.rmtree(gone)
         except OSError as error:
@@ -298,17 +390,3 @@ def _created(folder: Path) -> datetime | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None
-
-
-def _fsync_tree(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        _fsync(path)
-    _fsync(folder)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -25,16 +25,23 @@ LOSS_METRICS = {"mse": "mse", "cross_entropy": "log_loss"}
 
 def say_start(run: Run, device: Device) -> None:
     threads = f"{device.threads} thread" + "s" * (device.threads > 1)
+    again = f"attempt {run.resumed + 1} of " if run.resumed else ""
     event(
         "start",
-        f"run {run.id} on {device.type} ({device.reason}), {threads} ({device.threads_reason})",
+        f"{again}run {run.id} on {device.type} ({device.reason}), "
+        f"{threads} ({device.threads_reason})",
         run_id=run.id,
+        resumed=run.resumed,
         device=device.type,
         device_name=device.name,
         reason=device.reason,
         threads=device.threads,
         threads_reason=device.threads_reason,
     )
+
+
+def say_preflight() -> None:
+    event("preflight", "the untrained model was exported and verified")
 
 
 def say_published_before(run: Run) -> None:
@@ -134,7 +141,7 @@ def manifest_fields(
             "steps": training.steps,
             "samples_per_second": training.samples_per_second,
             "optimizer": config.train.optimizer.name,
-            "resumed": 0,
+            "resumed": run.resumed,
         },
         "device": {
             "type": device.type,

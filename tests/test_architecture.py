@@ -9,13 +9,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-BASE = {"errors", "log", "streams", "config"}
+BASE = {"errors", "log", "streams", "interrupt", "durable", "config"}
 # What each room may import of the package, besides itself.
 MAY_IMPORT = {
     "errors": set(),
     "log": set(),
     "clock": set(),
     "streams": set(),
+    "durable": set(),
+    "interrupt": {"errors"},
+    "child": {"errors", "interrupt"},
     "config": {"errors"},
     "manifest": {"errors"},
     "identity": {"errors", "config"},
@@ -25,19 +28,20 @@ MAY_IMPORT = {
     "optim": BASE,
     "train": BASE | {"data", "model", "optim"},
     "export": BASE | {"model"},
-    "verify": {"errors", "manifest"},
+    "verify": {"errors", "manifest", "child"},
     "report": {"errors"},
-    "publish": {"errors", "log", "manifest"},
+    "publish": {"errors", "log", "interrupt", "durable", "manifest"},
     "predict": {"errors", "log", "manifest", "verify"},
     "doctor": {"errors", "config", "device", "identity", "publish"},
     "record": None,  # all of the above
+    "preflight": None,
     "pipeline": None,
     "cli": None,
-    "__main__": {"cli"},
+    "__main__": {"cli", "interrupt"},
     "__init__": set(),
 }
 # The assemblers, lowest first: each may import all rooms above, and those before it here.
-ASSEMBLERS = ["record", "pipeline", "cli", "__main__"]
+ASSEMBLERS = ["record", "preflight", "pipeline", "cli", "__main__"]
 
 FILES = sorted((ROOT / "job").rglob("*.py"))
 

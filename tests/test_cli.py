@@ -46,7 +46,6 @@ def test_no_code_can_be_mistaken_for_a_crash() -> None:
         (OSError(errno.ENOSPC, "No space left on device"), 74),
         (OSError(errno.EIO, "Input/output error"), 74),
         (PermissionError(errno.EACCES, "Permission denied"), 77),
-        (KeyboardInterrupt(), 130),
     ],
 )
 def test_the_boundary_gives_each_error_its_code(

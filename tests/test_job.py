@@ -3,9 +3,6 @@
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from job.errors import Diverged, ExportMismatch
 from job.model import MLP
 from job.verify import verify_published
 
-from .conftest import ROOT, SMALL, Job
+from .conftest import SMALL, Job
 
 FILES = {
     "golden/input.npy",
@@ -299,23 +296,3 @@ def test_a_model_that_memorises_is_told_and_one_that_learns_is_not(
     learning = job("train", *output, *SMALL)
     assert learning.returncode == 0, learning.stderr
     assert "memorising" not in learning.stderr
-
-
-@pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_it_and_leaves_nothing_half_done(
-    sign: signal.Signals, code: int, tmp_path: Path
-) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "job", "train", "train.epochs=1000", "--output", str(tmp_path)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    with process.stderr as said:
-        assert any('"event": "epoch"' in line for line in said)
-        process.send_signal(sign)
-        last = said.read().splitlines()[-1]
-    assert process.wait() == code
-    assert json.loads(last)["code"] == code
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

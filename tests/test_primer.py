@@ -1,6 +1,8 @@
 """The main case on its real input: 2,000,000 rows, MLP 10-100-1, MSE, Adam, lr 0.01."""
 
 import statistics
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +22,8 @@ def trained_on_default(*overrides: str) -> Metrics:
     prepare_torch(choose_device(config))
     data = load_data(config.data, config.seed, memory_limit())
     model = build_model(config, data.training.x, data.training.y)
-    train(model, data, config, torch.device("cpu"), lambda _: None)
+    with tempfile.TemporaryDirectory() as folder:
+        train(model, data, config, torch.device("cpu"), Path(folder), lambda _: None)
     return evaluate(model, data.test, "regression", torch.device("cpu"))
 
 

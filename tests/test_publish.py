@@ -21,18 +21,20 @@ from job.errors import (
     JobError,
     NoPermission,
     OutputError,
+    QualityUnmet,
     ReadWriteError,
 )
 from job.manifest import read_manifest, sha256_of
 from job.publish import Run, claim, leave_evidence, prepare_output, publish
 
+F = "f" * 64
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def publish_one(output: Path, run_id: str, *, age: int = 0, keep: int = 5) -> Run:
     """Publishes a folder with one file, made `age` days before the others."""
-    prepare_output(output)
-    with claim(output, run_id, "f" * 64) as run:
+    prepare_output(output, 5)
+    with claim(output, run_id, F, "new") as run:
         (run.staging / "model.onnx").write_text(run_id)
         created = (NOW - timedelta(days=age)).isoformat()
         fields = {"contract": 1, "run_id": run_id, "fingerprint": "f" * 64, "created": created}
@@ -61,27 +63,30 @@ def test_latest_never_goes_back_to_an_older_run(tmp_path: Path) -> None:
 def test_a_lost_latest_is_repaired_by_running_again(tmp_path: Path) -> None:
     publish_one(tmp_path, "one")
     (tmp_path / "latest").unlink()
-    with claim(tmp_path, "one", "f" * 64) as run:
+    with claim(tmp_path, "one", F, "new") as run:
         assert run.published.exists()
     assert os.readlink(tmp_path / "latest") == "runs/one"
 
 
 def test_an_id_that_is_published_with_another_fingerprint_is_refused(tmp_path: Path) -> None:
     publish_one(tmp_path, "one")
-    with pytest.raises(ConfigError, match="published already"), claim(tmp_path, "one", "e" * 64):
+    with (
+        pytest.raises(ConfigError, match="published already"),
+        claim(tmp_path, "one", "e" * 64, "new"),
+    ):
         pass
 
 
 def test_a_published_run_that_is_corrupt_is_not_called_published(tmp_path: Path) -> None:
     run = publish_one(tmp_path, "one")
     (run.published / "model.onnx").write_text("other")
-    with pytest.raises(DataError, match=r"model\.onnx is not"), claim(tmp_path, "one", "f" * 64):
+    with pytest.raises(DataError, match=r"model\.onnx is not"), claim(tmp_path, "one", F, "new"):
         pass
 
 
 def test_a_file_that_changes_after_its_verification_is_not_published(tmp_path: Path) -> None:
-    prepare_output(tmp_path)
-    with claim(tmp_path, "one", "f" * 64) as run, pytest.raises(JobError, match="changed between"):
+    prepare_output(tmp_path, 5)
+    with claim(tmp_path, "one", F, "new") as run, pytest.raises(JobError, match="changed between"):
         (run.staging / "model.onnx").write_text("verified")
         digest = sha256_of(run.staging / "model.onnx")
         (run.staging / "model.onnx").write_text("changed")
@@ -91,12 +96,82 @@ def test_a_file_that_changes_after_its_verification_is_not_published(tmp_path: P
 
 
 def test_a_run_that_fails_leaves_nothing_visible(tmp_path: Path) -> None:
-    prepare_output(tmp_path)
-    with pytest.raises(ValueError, match="by the way"), claim(tmp_path, "one", "f" * 64) as run:
+    prepare_output(tmp_path, 5)
+    with pytest.raises(ValueError, match="by the way"), claim(tmp_path, "one", F, "new") as run:
         (run.staging / "model.onnx").write_text("half")
         raise ValueError("by the way")
     assert not list((tmp_path / "runs").iterdir())
+    assert not list(run.work.glob("attempt-*"))
+
+
+def test_a_run_that_was_judged_is_over(tmp_path: Path) -> None:
+    prepare_output(tmp_path, 5)
+    with pytest.raises(QualityUnmet), claim(tmp_path, "one", F, "new"):
+        raise QualityUnmet("too bad")
     assert not list((tmp_path / "work" / "runs").iterdir())
+
+
+def cut_off(output: Path, run_id: str | None, fingerprint: str, new_id: str) -> Run:
+    """A run that ends with an error after its first checkpoint."""
+    prepare_output(output, 5)
+    with pytest.raises(OSError, match="cut"), claim(output, run_id, fingerprint, new_id) as run:
+        run.checkpoints.mkdir(exist_ok=True)
+        raise OSError("cut")
+    return run
+
+
+def test_an_unfinished_run_is_continued_under_its_id(tmp_path: Path) -> None:
+    assert [cut_off(tmp_path, "one", F, "new").resumed for _ in range(3)] == [0, 1, 2]
+    with claim(tmp_path, "one", F, "new") as run:
+        assert run.resumed == 3
+        assert run.checkpoints.is_dir()
+        assert not list(run.staging.iterdir())
+
+
+def test_an_unfinished_run_with_another_fingerprint_is_kept_and_refused(tmp_path: Path) -> None:
+    run = cut_off(tmp_path, "one", F, "new")
+    with (
+        pytest.raises(ConfigError, match="begun with another configuration"),
+        claim(tmp_path, "one", "e" * 64, "new"),
+    ):
+        pass
+    assert run.checkpoints.is_dir()
+
+
+def test_without_an_id_the_newest_unfinished_run_of_the_same_fingerprint_is_adopted(
+    tmp_path: Path,
+) -> None:
+    for age, (name, fingerprint) in enumerate([("newer", F), ("older", F), ("other", "e" * 64)]):
+        state = cut_off(tmp_path, name, fingerprint, "").work / publishing.STATE
+        os.utime(state, (1000 - age, 1000 - age))
+    with claim(tmp_path, None, F, "new") as run:
+        assert (run.id, run.resumed) == ("newer", 1)
+        # That one is held now.
+        with claim(tmp_path, None, F, "new") as second:
+            assert second.id == "older"
+            with claim(tmp_path, None, F, "new") as third:
+                assert (third.id, third.resumed) == ("new", 0)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"fingerprint": 1, "attempts": 1}'])
+def test_an_unfinished_run_of_which_nothing_is_known_starts_anew(
+    content: str, tmp_path: Path
+) -> None:
+    run = cut_off(tmp_path, "one", F, "new")
+    (run.work / publishing.STATE).write_text(content)
+    assert cut_off(tmp_path, None, F, "new").id == "new"
+    with claim(tmp_path, "one", F, "new") as again:
+        assert again.resumed == 0
+        assert not again.checkpoints.exists()
+
+
+def test_the_oldest_unfinished_runs_go(tmp_path: Path) -> None:
+    for age in range(4):
+        state = cut_off(tmp_path, f"run{age}", F, "").work / publishing.STATE
+        os.utime(state, (1000 - age, 1000 - age))
+    prepare_output(tmp_path, 2)
+    assert {p.name for p in (tmp_path / "work" / "runs").iterdir()} == {"run0", "run1"}
+    assert not list((tmp_path / "work" / "locks").iterdir())
 
 
 def test_old_runs_go_and_only_old_runs(tmp_path: Path) -> None:
@@ -121,9 +196,9 @@ def test_retention_spares_what_latest_points_at_and_the_run_itself(tmp_path: Pat
 
 
 def test_evidence_holds_no_model_and_only_the_last_stay(tmp_path: Path) -> None:
-    prepare_output(tmp_path)
+    prepare_output(tmp_path, 5)
     for number in range(4):
-        with claim(tmp_path, f"run{number}", "f" * 64) as run:
+        with claim(tmp_path, f"run{number}", F, "new") as run:
             (run.staging / "model.onnx").write_text("wrong")
             (run.staging / "report.html").write_text("why")
             leave_evidence(run, 2)
@@ -137,8 +212,8 @@ import sys, time
 from pathlib import Path
 from job.publish import claim, prepare_output
 output = Path(sys.argv[1])
-prepare_output(output)
-with claim(output, "one", "f" * 64) as run:
+prepare_output(output, 5)
+with claim(output, "one", "f" * 64, "new") as run:
     (run.staging / "model.onnx").write_text("half")
     print("held", flush=True)
     time.sleep(600)
@@ -163,7 +238,7 @@ def test_an_id_that_another_process_holds_too_long_is_given_up(
     tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "WAIT_SECONDS", 0.5)
-    with pytest.raises(ReadWriteError, match="run again later"), claim(tmp_path, "one", "f" * 64):
+    with pytest.raises(ReadWriteError, match="run again later"), claim(tmp_path, "one", F, "new"):
         pass
     assert holder.poll() is None
 
@@ -172,7 +247,7 @@ def test_the_second_goes_on_once_the_first_is_gone(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
     threading.Timer(0.5, holder.kill).start()
-    with claim(tmp_path, "one", "f" * 64) as run:
+    with claim(tmp_path, "one", F, "new") as run:
         assert holder.wait() != 0
         assert not list(run.staging.iterdir())  # the other's half is gone
 
@@ -200,13 +275,20 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_no_lock(
 def test_leftovers_of_killed_runs_are_swept_and_those_of_living_ones_are_not(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
-    prepare_output(tmp_path)
-    half = tmp_path / "work" / "runs" / "one" / "staging" / "model.onnx"
-    assert half.exists()
+    def half() -> list[Path]:
+        return list(tmp_path.rglob("model.onnx"))
+
+    nameless = tmp_path / "work" / "runs" / "nameless"
+    nameless.mkdir()
+    (state,) = tmp_path.rglob(publishing.STATE)
+    state.unlink()  # nothing could be resumed, were it not held
+    prepare_output(tmp_path, 5)
+    assert half()
+    assert not nameless.exists()
     holder.kill()
     holder.wait()
-    prepare_output(tmp_path)
-    assert not half.exists()
+    prepare_output(tmp_path, 5)
+    assert not half()
 
 
 def test_a_reader_never_sees_a_partial_run(tmp_path: Path) -> None:
@@ -232,7 +314,7 @@ def test_a_reader_never_sees_a_partial_run(tmp_path: Path) -> None:
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be used: to make a folder there failed"):
-        prepare_output(tmp_path / "file")
+        prepare_output(tmp_path / "file", 5)
 
 
 REFUSED = """
@@ -243,7 +325,7 @@ from job.publish import prepare_output
 if os.geteuid() == 0:
     os.setuid(54321)  # root may write everywhere
 try:
-    prepare_output(Path(sys.argv[1]))
+    prepare_output(Path(sys.argv[1]), 5)
 except JobError as error:
     print(int(error.code), error)
 """

@@ -1,6 +1,9 @@
 """Training: against torch's own loop, against a hand-worked step, and when it diverges."""
 
 import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,9 +30,19 @@ def prepared(*overrides: str) -> tuple[Config, Dataset, MLP]:
     return config, data, build_model(config, data.training.x, data.training.y)
 
 
+def run(
+    model: MLP,
+    data: Dataset,
+    config: Config,
+    on_epoch: Callable[[EpochRecord], None] = lambda _: None,
+) -> Training:
+    with tempfile.TemporaryDirectory() as checkpoints:
+        return train(model, data, config, CPU, Path(checkpoints), on_epoch)
+
+
 def trained(*overrides: str) -> tuple[Training, MLP]:
     config, data, model = prepared(*overrides)
-    return train(model, data, config, CPU, lambda _: None), model
+    return run(model, data, config), model
 
 
 @pytest.mark.parametrize(
@@ -87,7 +100,7 @@ def test_a_linear_model_learns_the_linear_kind_to_its_floor() -> None:
     config, data, model = prepared(
         "data.kind=linear", "model.hidden=[]", "train.epochs=100", "train.optimizer.lr=0.05"
     )
-    train(model, data, config, CPU, lambda _: None)
+    run(model, data, config)
     risk = evaluate(model, data.test, "regression", CPU)["excess_risk"]
     assert risk is not None
     assert risk < 4 * 11 / 1600
@@ -98,7 +111,7 @@ def test_the_training_loss_is_in_the_targets_own_units() -> None:
     config, data, model = prepared(
         "model.hidden=[]", "train.epochs=60", "train.batch_size=1600", "train.optimizer.lr=0.1"
     )
-    training = train(model, data, config, CPU, lambda _: None)
+    training = run(model, data, config)
     mse = evaluate(model, data.training, "regression", CPU)["mse"]
     assert training.epochs[-1].training_loss == pytest.approx(mse, rel=1e-4)
 
@@ -106,7 +119,7 @@ def test_the_training_loss_is_in_the_targets_own_units() -> None:
 def test_epochs_are_told_as_they_end() -> None:
     config, data, model = prepared("train.epochs=3")
     told: list[EpochRecord] = []
-    training = train(model, data, config, CPU, told.append)
+    training = run(model, data, config, told.append)
     assert told == training.epochs
     assert [record.epoch for record in told] == [1, 2, 3]
     assert [record.steps for record in told] == [6, 12, 18]
@@ -261,5 +274,5 @@ def test_classes_are_learnt_to_their_floor() -> None:
 
 def test_r2_of_a_constant_target_is_unknown() -> None:
     config, data, model = prepared("data.kind=noise", "data.noise=0.0", "train.epochs=1")
-    train(model, data, config, CPU, lambda _: None)
+    run(model, data, config)
     assert evaluate(model, data.test, "regression", CPU)["r2"] is None

@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 # At least this many rows of the test split are published as golden vectors.
@@ -193,6 +194,29 @@ class Schedule(Section):
     """`cosine` and `linear` fall to 0 at the last step."""
 
 
+class Checkpoint(Section):
+    """When the state is saved, to be resumed from after a signal, a kill or a power cut."""
+
+    every: Count | None = 1
+    """Epochs from one to the next; null leaves it to every_seconds."""
+    every_seconds: Rate | None = None
+    """Seconds from one to the next, in the middle of an epoch too."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _either(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("every_seconds") is not None:
+            return {"every": None, **values}
+        return values
+
+    @field_validator("every_seconds")
+    @classmethod
+    def _one_of_both(cls, seconds: float | None, info: ValidationInfo) -> float | None:
+        if seconds is None and info.data.get("every", 1) is None:
+            raise ValueError("every and every_seconds are both null; give one")
+        return seconds
+
+
 class Train(Section):
     """How it is learnt."""
 
@@ -205,6 +229,7 @@ class Train(Section):
     """Passes over the training rows."""
     batch_size: Count = 8192
     """Rows a step; the last, smaller batch of an epoch is trained too."""
+    checkpoint: Checkpoint = Checkpoint()
 
 
 class Export(Section):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from job import interrupt
 from job.config import MIN_TEST_ROWS, Data
 from job.data.synthetic import KINDS
 from job.errors import OutOfMemory
@@ -66,6 +67,7 @@ def load_data(config: Data, seed: int, memory: int) -> Dataset:
 
     Raises:
         OutOfMemory: the rows and their copies would not fit.
+        Interrupted: a signal has come.
     """
     _require_memory(config, memory)
     x = np.empty((config.samples, config.features), np.float32)
@@ -73,6 +75,7 @@ def load_data(config: Data, seed: int, memory: int) -> Dataset:
     truth = np.empty((config.samples, config.classes or 1), np.float64)
     digest = hashlib.sha256()
     for start, part in chunks(config, seed, 0, config.samples):
+        interrupt.check()
         here = slice(start, start + len(part.x))
         x[here], y[here], truth[here] = part.x, part.y, part.truth
         digest.update(part.x.astype("<f4", copy=False).data)

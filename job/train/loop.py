@@ -4,19 +4,24 @@ Shapes: N training rows, B rows of a batch, F features, O outputs.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from job.config import Config
+from job import interrupt
+from job.config import Checkpoint, Config
 from job.data import Dataset, Split
 from job.errors import Diverged
 from job.log import event
 from job.model import MLP, Unstandardise
 from job.optim import make_optimizer
 from job.streams import Purpose, generator
+from job.train.checkpoint import load_checkpoint, save_checkpoint
 from job.train.evaluate import Metrics, evaluate
 from job.train.schedule import learning_rate_factor
 from job.train.step import training_step
@@ -40,16 +45,22 @@ class EpochRecord:
 
 @dataclass
 class Training:
-    """What the training did."""
+    """How far the training is, and what it did so far."""
 
     epochs: list[EpochRecord] = field(default_factory=list)
     steps: int = 0
+    loss_sum: float = 0.0  # over the rows of the epoch that is under way
     rows: int = 0
-    seconds: float = 0.0  # shuffling, gathering and steps; evaluation is not counted
+    seconds: float = 0.0  # shuffling, gathering and steps; no evaluation, no checkpoints
 
     @property
     def samples_per_second(self) -> float:
         return self.rows / self.seconds
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Training":
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{**state, "epochs": [EpochRecord(**entry) for entry in state["epochs"]]})
 
 
 def train(
@@ -57,48 +68,35 @@ def train(
     data: Dataset,
     config: Config,
     device: torch.device,
+    checkpoints: Path,
     on_epoch: Callable[[EpochRecord], None],
 ) -> Training:
     """Trains `model` in place on the training rows; it ends on `device`, in eval mode.
 
-    `on_epoch` is called with the record of each epoch as it ends.
+    Goes on from the newest checkpoint in the folder `checkpoints`, if there is one, and leaves
+    its own there; the last is that of the end. `on_epoch` is called with the record of each epoch
+    as it ends, those that an earlier attempt made included.
 
     Raises:
         Diverged: a loss or a gradient was not finite; names epoch and step.
+        Interrupted: a signal has come; the state is saved.
     """
     model.to(device)
     x, y, unit = _as_trained(model, data.training, device)
-    loss_function = LOSSES[config.train.loss]()
     optimizer = make_optimizer(model.network.parameters(), config.train.optimizer)
-    peak = config.train.optimizer.lr
-    steps_per_epoch = -(-len(x) // config.train.batch_size)
-    total = config.train.epochs * steps_per_epoch
+    training = _restored(checkpoints, model, optimizer)
+    for record in training.epochs:
+        on_epoch(record)
+    saver = Saver(checkpoints, config.train.checkpoint, model, optimizer, training)
 
-    training = Training()
-    for epoch in range(1, config.train.epochs + 1):
-        started = time.perf_counter()
-        model.train()
-        loss_sum = 0.0
-        for rows in _shuffled(len(x), config.train.batch_size, config.seed, epoch, device):
-            lr = peak * learning_rate_factor(config.train.schedule.name, training.steps, total)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            training.steps += 1
-            try:
-                loss = training_step(model.network, loss_function, optimizer, x[rows], y[rows])
-            except Diverged as reason:
-                raise Diverged(
-                    f"training diverged at step {training.steps} in epoch {epoch}: {reason}; "
-                    f"lower train.optimizer.lr"
-                ) from None
-            loss_sum += loss * len(rows)
-        training.seconds += time.perf_counter() - started
-        training.rows += len(x)
-
+    for epoch in range(len(training.epochs) + 1, config.train.epochs + 1):
+        lr = _rest_of_epoch(epoch, model, optimizer, x, y, config, training, saver)
         model.eval()
         metrics = evaluate(model, data.validation, config.data.task, device)
-        record = EpochRecord(epoch, training.steps, lr, unit * loss_sum / len(x), metrics)
+        loss = unit * training.loss_sum / len(x)
+        record = EpochRecord(epoch, training.steps, lr, loss, metrics)
         training.epochs.append(record)
+        training.loss_sum = 0.0
         on_epoch(record)
         event(
             "epoch",
@@ -109,7 +107,52 @@ def train(
             validation=metrics,
             samples_per_second=training.samples_per_second,
         )
+        saver.after_epoch(last=epoch == config.train.epochs)
     return training
+
+
+def _rest_of_epoch(
+    epoch: int,
+    model: MLP,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    config: Config,
+    training: Training,
+    saver: "Saver",
+) -> float:
+    """The steps of `epoch` that are not done yet; returns the last learning rate."""
+    loss_function = LOSSES[config.train.loss]()
+    steps_per_epoch = -(-len(x) // config.train.batch_size)
+    schedule = partial(
+        learning_rate_factor,
+        config.train.schedule.name,
+        steps=config.train.epochs * steps_per_epoch,
+    )
+    model.train()
+    batches = _shuffled(len(x), config.train.batch_size, config.seed, epoch, x.device)
+    done = training.steps - (epoch - 1) * steps_per_epoch
+    stopwatch = time.perf_counter()
+    for rows in batches[done:]:
+        lr = config.train.optimizer.lr * schedule(training.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        training.steps += 1
+        try:
+            loss = training_step(model.network, loss_function, optimizer, x[rows], y[rows])
+        except Diverged as reason:
+            raise Diverged(
+                f"training diverged at step {training.steps} in epoch {epoch}: {reason}; "
+                f"lower train.optimizer.lr"
+            ) from None
+        training.loss_sum += loss * len(rows)
+        training.rows += len(rows)
+        if saver.due:
+            training.seconds += time.perf_counter() - stopwatch
+            saver.within_epoch()
+            stopwatch = time.perf_counter()
+    training.seconds += time.perf_counter() - stopwatch
+    return float(optimizer.param_groups[0]["lr"])
 
 
 @torch.no_grad()
@@ -127,7 +170,72 @@ def _as_trained(model: MLP, rows: Split, device: torch.device) -> tuple[Tensor, 
     return x, y[:, 0].long(), 1.0
 
 
-def _shuffled(n: int, size: int, seed: int, epoch: int, device: torch.device) -> Iterator[Tensor]:
+def _shuffled(n: int, size: int, seed: int, epoch: int, device: torch.device) -> Sequence[Tensor]:
     """Batches of row numbers, every row once, in an order that (seed, epoch) gives."""
     order = generator(seed, Purpose.SHUFFLE, epoch).permutation(n)
-    yield from torch.split(torch.from_numpy(order).to(device), size)
+    return torch.split(torch.from_numpy(order).to(device), size)
+
+
+@dataclass
+class Saver:
+    """Decides when a checkpoint is due, and writes it."""
+
+    folder: Path
+    config: Checkpoint
+    model: MLP
+    optimizer: torch.optim.Optimizer
+    training: Training
+    last: float = field(default_factory=time.monotonic)
+
+    @property
+    def due(self) -> bool:
+        """Is one wanted now, in the middle of an epoch?"""
+        seconds = self.config.every_seconds
+        late = seconds is not None and time.monotonic() - self.last >= seconds
+        return late or interrupt.requested()
+
+    def within_epoch(self) -> None:
+        """Saves.
+
+        Raises:
+            Interrupted: a signal has asked for it.
+        """
+        self._save()
+        interrupt.check()
+
+    def after_epoch(self, *, last: bool) -> None:
+        """Saves where the epoch's number or the time says so, and after the last.
+
+        Raises:
+            Interrupted: a signal has come; it is saved.
+        """
+        every = self.config.every
+        if last or self.due or (every is not None and len(self.training.epochs) % every == 0):
+            self._save()
+        interrupt.check()
+
+    def _save(self) -> None:
+        state = {
+            "network": self.model.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "training": asdict(self.training),
+        }
+        save_checkpoint(self.folder, self.training.steps, state)
+        self.last = time.monotonic()
+
+
+def _restored(folder: Path, model: MLP, optimizer: torch.optim.Optimizer) -> Training:
+    """Puts model and optimizer where the newest checkpoint left them, and says how far that is."""
+    state = load_checkpoint(folder)
+    if state is None:
+        return Training()
+    model.network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    training = Training.from_state(state["training"])
+    event(
+        "resumed",
+        f"going on after step {training.steps}, {len(training.epochs)} epochs are done",
+        steps=training.steps,
+        epochs=len(training.epochs),
+    )
+    return training

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -153,10 +154,12 @@ def test_kubernetes_is_told_the_reason(image: Image, tmp_path: Path) -> None:
     assert json.loads(message.read_text())["code"] == 78
 
 
-def test_docker_stop_ends_it_and_leaves_nothing_half_done(image: Image, folder: Path) -> None:
+def test_docker_stop_saves_the_state_and_the_next_container_resumes(
+    image: Image, folder: Path
+) -> None:
     """As process 1 a program without a handler of its own would not hear of SIGTERM."""
     options = [*LOCKED_DOWN, "--detach", "--volume", f"{folder}:/artifacts"]
-    name = output_of("docker", "run", *options, image.tag, "train", "train.epochs=1000")
+    name = output_of("docker", "run", *options, image.tag, "train", "train.epochs=40")
     try:
         logs = subprocess.Popen(
             ["docker", "logs", "--follow", name],
@@ -168,9 +171,38 @@ def test_docker_stop_ends_it_and_leaves_nothing_half_done(image: Image, folder: 
         with logs, logs.stderr as said:
             assert any('"event": "epoch"' in line for line in said)
             output_of("docker", "stop", "--time", "60", name)
-            last = said.read().splitlines()[-1]
-        assert json.loads(last)["message"] == "SIGTERM (143): terminated"
+            last = json.loads(said.read().splitlines()[-1])
+        assert (last["code"], last["name"]) == (75, "INTERRUPTED")
+        assert output_of("docker", "wait", name) == "75"
+    finally:
+        output_of("docker", "rm", "--force", name)
+    assert not list((folder / "runs").iterdir())
+    done = image.run("train", "train.epochs=40", folder=folder)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((folder / "latest" / "manifest.json").read_text())
+    assert manifest["training"]["resumed"] == 1
+    assert manifest["training"]["epochs"] == 40
+
+
+def test_a_second_signal_ends_process_1_at_once(image: Image) -> None:
+    """The job's own handlers, while a call is under way that no first signal ends."""
+    held = (
+        "import time; from job import interrupt; from job.cli import last_words;"
+        "interrupt.install(last_words); print('held', flush=True); time.sleep(600)"
+    )
+    options = [*LOCKED_DOWN, "--detach", "--entrypoint", "python"]
+    name = output_of("docker", "run", *options, image.tag, "-c", held)
+    try:
+        logs = subprocess.Popen(
+            ["docker", "logs", "--follow", name], stdout=subprocess.PIPE, text=True
+        )
+        assert logs.stdout is not None
+        with logs, logs.stdout as said:
+            assert said.readline() == "held\n"
+            for _ in range(2):
+                assert output_of("docker", "inspect", "-f", "{{.State.Running}}", name) == "true"
+                output_of("docker", "kill", "--signal", "TERM", name)
+                time.sleep(1)
         assert output_of("docker", "wait", name) == "143"
     finally:
         output_of("docker", "rm", "--force", name)
-    assert not [path for path in folder.rglob("*") if path.is_file()]

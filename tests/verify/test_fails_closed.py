@@ -173,9 +173,8 @@ def test_an_earlier_result_is_no_answer(
     end: str, right: tuple[Path, Reference], tmp_path: Path, boot: Path
 ) -> None:
     verify_in_fresh_process(*right, tmp_path).require_agreement()
-    assert (tmp_path / "result.json").exists()
     boot.write_text(f"import os; {end}")
-    with pytest.raises(JobError, match="the verifying process") as caught:
+    with pytest.raises(JobError, match=r"job\.verify ended|left no result") as caught:
         verify_in_fresh_process(*right, tmp_path)
     assert not isinstance(caught.value, ExportMismatch)
 
@@ -184,8 +183,7 @@ def test_an_earlier_result_is_no_answer(
 def test_half_a_result_is_no_answer(
     result: str, right: tuple[Path, Reference], tmp_path: Path, boot: Path
 ) -> None:
-    path = str(tmp_path / "result.json")
-    boot.write_text(f"import os; open({path!r}, 'w').write({result!r}); os._exit(0)")
+    boot.write_text(f"import os, sys; open(sys.orig_argv[-1], 'w').write({result!r}); os._exit(0)")
     with pytest.raises(JobError, match="left no result"):
         verify_in_fresh_process(*right, tmp_path)
 

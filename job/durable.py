@@ -1,0 +1,69 @@
+"""Files and folders that are whole or not there, also after a power cut."""
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replaces `path` by a file with `content`: through a temporary name, fsynced before and after.
+
+    Raises:
+        OSError: what was there before is untouched.
+    """
+    temporary = _beside(path)
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Renames a folder after all in it is on the disk; `target` must not be there.
+
+    Raises:
+        OSError: `target` is there, or the disk failed; then `target` is as it was.
+    """
+    fsync_tree(source)
+    os.rename(source, target)
+    fsync(target.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Takes a folder out of sight at once, then deletes it; one that is not there is no error.
+
+    A process that still works in it finds its path gone, and can no longer rename it elsewhere: no
+    folder that has lost a part can become visible.
+    """
+    gone = _beside(folder)
+    try:
+        os.rename(folder, gone)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def fsync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        fsync(path)
+    fsync(folder)
+
+
+def fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _beside(path: Path) -> Path:
+    """A new hidden name in the same folder, and so on the same file system."""
+    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}")

@@ -1,0 +1,75 @@
+"""The end tried before the beginning: the untrained model, exported and verified.
+
+A model that cannot be exported, or whose files no engine runs right, then fails in the first
+seconds and not after the training.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from job.child import end_with_parent, run_child
+from job.config import Config
+from job.data import load_data
+from job.device import memory_limit
+from job.errors import JobError
+from job.export import export_model, write_goldens
+from job.model import build_model
+from job.train import predict
+from job.verify import Reference, Verification, verify_files
+
+# Of the same kind and width as those of the training, but few.
+ROWS = {"samples": 200, "validation": 0.1, "test": 0.4}
+BATCHES = (1, 3)
+
+
+def preflight(config: Config, folder: Path) -> Verification:
+    """Exports the untrained model into `folder`, which is empty, and verifies the files there."""
+    data = load_data(config.data.model_copy(update=ROWS), config.seed, memory_limit())
+    model = build_model(config, data.training.x, data.training.y).eval()
+    reference = Reference.of_model(
+        model.weights(),
+        config.model.activation,
+        BATCHES,
+        data.golden_input,
+        answer=lambda x: predict(model, x, torch.device("cpu")),
+        task=config.data.task,
+    )
+    write_goldens(folder, reference.golden_input, reference.golden_output)
+    export_model(model, folder, config, "preflight")
+    return verify_files(folder, reference)
+
+
+def preflight_in_child(config: Config, verification: Path) -> None:
+    """The same in a process of its own, because a second export in one process differs in names.
+
+    What was found is written to the file `verification` if it is a mismatch.
+
+    Raises:
+        ExportMismatch: the files do not agree with the model.
+        JobError: it failed otherwise; the class is that of the failure.
+        Interrupted: a signal has come.
+    """
+    run_child("job.preflight", config.model_dump_json(), str(verification))
+
+
+def main(config: str, verification: str) -> int:
+    """The child's end: the exit code says how it went, stderr's last line why."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            found = preflight(Config.model_validate_json(config), Path(folder))
+        if found.faults:
+            Path(verification).write_text(json.dumps(found.as_json()))
+        found.require_agreement()
+    except JobError as error:
+        print(f"before the training: {error}", file=sys.stderr)
+        return error.code
+    return 0
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    sys.exit(main(*sys.argv[1:]))

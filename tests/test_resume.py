@@ -1,0 +1,269 @@
+"""Cut off anywhere, the same command goes on and ends with the same bytes."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import ROOT, run_job
+from .test_reproducible import SAME, environment
+
+# 7 steps an epoch, a checkpoint after each epoch.
+KEYS = ("data.samples=4000", "train.epochs=3", "train.batch_size=512", "device=cpu", "threads=1")
+
+
+def disturbed(action: str, moment: str, nth: int, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.wrapped", action, moment, str(nth)]
+    return subprocess.Popen(
+        [*command, "train", *KEYS, *arguments],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def events(stderr: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stderr.splitlines()]
+
+
+def epochs(said: list[dict[str, Any]]) -> list[int]:
+    return [entry["epoch"] for entry in said if entry["event"] == "epoch"]
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return manifest
+
+
+def assert_as_if_never_cut_off(folder: Path, whole: Path, resumed: int) -> None:
+    for name in SAME:
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    manifest, wanted = manifest_of(folder), manifest_of(whole)
+    assert manifest["training"]["resumed"] == resumed
+    for field in ("fingerprint", "signature", "data", "metrics"):
+        assert manifest[field] == wanted[field], field
+    for field in ("epochs", "steps"):
+        assert manifest["training"][field] == wanted["training"][field]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing disturbs."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    done = run_job("train", *KEYS, "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    return output / "latest"
+
+
+# Where a kill comes, in the order of the run, and the epochs that the attempt sees to their end.
+KILLS = [
+    ("job.pipeline:preflight_in_child", 1, []),
+    ("job.pipeline:load_data", 1, []),
+    ("job.train.loop:training_step", 3, []),
+    ("job.train.loop:training_step", 10, [1]),  # in the middle of the second
+    ("job.train.checkpoint:move_folder", 1, [2]),  # the checkpoint is written, not renamed
+    ("job.train.loop:training_step", 5, []),  # the second again
+    ("job.export:write_onnx", 1, [2, 3]),
+    ("job.pipeline:verify_in_fresh_process", 1, []),
+    ("job.publish:write_manifest", 1, []),
+    ("job.publish:move_folder", 1, []),
+]
+
+
+def test_killed_at_every_stage_it_ends_with_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    options = ("--output", str(tmp_path), "--run-id", "one")
+    for moment, nth, seen in KILLS:
+        process = disturbed("SIGKILL", moment, nth, *options)
+        said = process.communicate()[1]
+        assert process.returncode == -signal.SIGKILL, (moment, said)
+        assert epochs(events(said)) == seen, moment
+        assert not list((tmp_path / "runs").iterdir()), moment
+    done = run_job("train", *KEYS, *options)
+    assert done.returncode == 0, done.stderr
+    assert_as_if_never_cut_off(tmp_path / "runs" / "one", whole, len(KILLS))
+    assert not list((tmp_path / "work" / "runs").iterdir())
+
+
+def test_killed_after_it_became_visible_it_is_published_all_the_same(
+    whole: Path, tmp_path: Path
+) -> None:
+    options = ("--output", str(tmp_path), "--run-id", "one")
+    process = disturbed("SIGKILL", "job.publish:_move_latest", 1, *options)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "latest").is_symlink()
+    done = run_job("train", *KEYS, *options)
+    assert done.returncode == 0, done.stderr
+    assert "published_before" in done.stderr
+    assert_as_if_never_cut_off(tmp_path / "latest", whole, 0)
+    assert not list((tmp_path / "work" / "runs").iterdir())
+
+
+def test_a_damaged_newest_checkpoint_costs_one_interval_more(whole: Path, tmp_path: Path) -> None:
+    process = disturbed("SIGKILL", "job.export:write_onnx", 1, "--output", str(tmp_path))
+    process.communicate()
+    (checkpoint,) = tmp_path.glob("work/runs/*/checkpoints/21")
+    (checkpoint / "tensors.safetensors").write_bytes(b"")
+    done = run_job("train", *KEYS, "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    said = events(done.stderr)
+    assert "checkpoint_damaged" in {entry["event"] for entry in said}
+    assert epochs(said) == [3]
+    assert_as_if_never_cut_off(tmp_path / "latest", whole, 1)
+
+
+# Signals.
+
+MOMENTS = [
+    ("import:torch", 1),
+    ("import:onnx", 1),
+    ("job.pipeline:choose_device", 1),
+    ("job.pipeline:prepare_output", 1),
+    ("job.pipeline:claim", 1),
+    ("job.record:say_start", 1),
+    ("job.pipeline:preflight_in_child", 1),
+    ("job.child:_wait", 1),  # the preflight's process is running
+    ("job.pipeline:load_data", 1),
+    ("job.pipeline:build_model", 1),
+    ("job.train.loop:training_step", 1),
+    ("job.train.loop:training_step", 4),
+    ("job.train.loop:evaluate", 1),
+    ("job.train.loop:save_checkpoint", 1),
+    ("job.train.checkpoint:move_folder", 1),
+    ("job.pipeline:evaluate", 1),
+    ("job.export:write_torchscript", 1),
+    ("job.export:export_program", 1),
+    ("job.export:write_onnx", 1),
+    ("job.pipeline:verify_in_fresh_process", 1),
+    ("job.child:_wait", 1),  # the verifying process is running
+    ("job.record:write_verification", 1),
+    ("job.record:write_report", 1),
+    ("job.publish:file_entries", 1),
+    ("job.publish:write_manifest", 1),
+]
+
+
+def test_interrupted_at_every_stage_it_is_75_and_ends_with_the_same_bytes(
+    whole: Path, tmp_path: Path
+) -> None:
+    assert len(MOMENTS) >= 20
+    attempts = 0
+    for number, (moment, nth) in enumerate(MOMENTS):
+        action = ("SIGTERM", "SIGINT")[number % 2]
+        process = disturbed(action, moment, nth, "--output", str(tmp_path))
+        out, said = process.communicate()
+        assert (process.returncode, out) == (75, ""), (moment, said)
+        last = events(said)[-1]
+        assert (last["code"], last["name"]) == (75, "INTERRUPTED"), moment
+        assert action in last["message"]
+        assert "Traceback" not in said
+        assert not list(tmp_path.glob("runs/*")), moment
+        attempts += any(entry["event"] == "start" for entry in events(said))
+    done = run_job("train", *KEYS, "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert attempts > 15
+    resumed = manifest_of(tmp_path / "latest")["training"]["resumed"]
+    assert attempts <= resumed <= len(MOMENTS)  # a signal may come between the claim and its event
+    assert_as_if_never_cut_off(tmp_path / "latest", whole, resumed)
+    assert not list((tmp_path / "work" / "runs").iterdir())
+
+
+def test_a_signal_after_it_became_visible_changes_nothing(tmp_path: Path) -> None:
+    process = disturbed("SIGTERM", "job.publish:_move_latest", 1, "--output", str(tmp_path))
+    out, said = process.communicate()
+    assert process.returncode == 0, said
+    assert (tmp_path / "latest").is_dir()
+    assert out.startswith(str(tmp_path))
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run that is in a library call which takes its time."""
+    process = disturbed("hold", "job.export:write_onnx", 1, "--output", str(tmp_path))
+    assert process.stderr is not None
+    assert any(line == "held\n" for line in process.stderr)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("second", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_ends_it_at_once(
+    first: signal.Signals,
+    second: signal.Signals,
+    code: int,
+    held: subprocess.Popen[str],
+    whole: Path,
+    tmp_path: Path,
+) -> None:
+    held.send_signal(first)
+    with pytest.raises(subprocess.TimeoutExpired):
+        held.wait(timeout=1)  # what is in flight ends first
+    held.send_signal(second)
+    assert held.wait() == code
+    assert held.stderr is not None
+    last = json.loads(held.stderr.read().splitlines()[-1])
+    assert (last["code"], last["name"]) == (code, second.name)
+    if first == second == signal.SIGTERM:
+        done = run_job("train", *KEYS, "--output", str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        assert_as_if_never_cut_off(tmp_path / "latest", whole, 1)
+
+
+@pytest.mark.parametrize("command", ["verify", "predict"])
+def test_a_command_with_nothing_to_save_ends_with_the_first_signal(
+    command: str, whole: Path, tmp_path: Path
+) -> None:
+    arguments = {
+        "verify": ("job.verify:verify_published", "verify", str(whole)),
+        "predict": (
+            *("job.predict:predict_file", "predict", str(whole)),
+            *("--input", str(whole / "golden" / "input.npy"), "--output", str(tmp_path / "y.npy")),
+        ),
+    }[command]
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.wrapped", "SIGTERM", arguments[0], "1", *arguments[1:]],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 143, process.stderr
+    assert json.loads(process.stderr.splitlines()[-1])["code"] == 143
+
+
+def test_a_process_that_helps_ends_with_the_one_it_helps(tmp_path: Path) -> None:
+    """Killed while the preflight's process runs: nobody goes on in the background."""
+    process = disturbed("hold", "job.child:_wait", 1, "--output", str(tmp_path))
+    assert process.stderr is not None
+    assert any(line == "held\n" for line in process.stderr)
+    (children,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().splitlines()
+    (child,) = children.split()
+    process.kill()
+    process.communicate()
+    subprocess.run(["tail", f"--pid={child}", "-f", "/dev/null"], check=True, timeout=60)
+
+
+def test_without_an_id_only_the_same_configuration_is_adopted(tmp_path: Path) -> None:
+    process = disturbed("SIGTERM", "job.train.loop:training_step", 3, "--output", str(tmp_path))
+    process.communicate()
+    other = run_job("train", *KEYS, "seed=5", "--output", str(tmp_path))
+    assert other.returncode == 0, other.stderr
+    assert manifest_of(tmp_path / "latest")["training"]["resumed"] == 0
+    (left,) = (tmp_path / "work" / "runs").iterdir()
+    # What may change between attempts: where it goes, and how often it is saved.
+    same = run_job(
+        "train", *KEYS, "train.checkpoint={every: 2}", "output.keep=3", "--output", str(tmp_path)
+    )
+    assert same.returncode == 0, same.stderr
+    assert re.fullmatch(rf"{tmp_path}/runs/{left.name}\n", same.stdout)
