@@ -6,6 +6,10 @@ import torch
 from torch import nn
 
 from job.config import Optimizer
+from job.optim.adamx import AdamX
+from job.optim.adamz import AdamZ
+
+__all__ = ["AdamX", "AdamZ", "make_optimizer"]
 
 TABLE: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
