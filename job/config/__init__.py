@@ -1,13 +1,25 @@
 """job.yaml, overrides and environment keys -> one frozen, typed configuration. No torch here."""
 
 from job.config.load import load_config, to_yaml
-from job.config.schema import MIN_TEST_ROWS, SGD, Adam, AdamW, Config, Data, Optimizer
+from job.config.schema import (
+    MIN_TEST_ROWS,
+    SGD,
+    Adam,
+    AdamW,
+    AdamX,
+    AdamZ,
+    Config,
+    Data,
+    Optimizer,
+)
 
 __all__ = [
     "MIN_TEST_ROWS",
     "SGD",
     "Adam",
     "AdamW",
+    "AdamX",
+    "AdamZ",
     "Config",
     "Data",
     "Optimizer",

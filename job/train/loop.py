@@ -77,9 +77,10 @@ def train(
         model.train()
         loss_sum = 0.0
         for rows in _shuffled(len(x), config.train.batch_size, config.seed, epoch, device):
-            lr = peak * learning_rate_factor(config.train.schedule.name, training.steps, total)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            if config.train.schedule.name != "constant":  # which leaves lr to the optimizer
+                lr = peak * learning_rate_factor(config.train.schedule.name, training.steps, total)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
             training.steps += 1
             try:
                 loss = training_step(model.network, loss_function, optimizer, x[rows], y[rows])
@@ -94,6 +95,7 @@ def train(
 
         model.eval()
         metrics = evaluate(model, data.validation, device)
+        lr = optimizer.param_groups[0]["lr"]
         record = EpochRecord(epoch, training.steps, lr, unit * loss_sum / len(x), metrics)
         training.epochs.append(record)
         on_epoch(record)
