@@ -1,6 +1,7 @@
 """Checkpoints: bit for bit, whole or not at all, and a damaged one is never believed."""
 
 import ast
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from job.model import MLP, build_model
 from job.optim import make_optimizer
 from job.train import EpochRecord, Training, train
 from job.train.checkpoint import STATE, TENSORS, load_checkpoint, save_checkpoint
+from job.train.step import training_step
 
 from .conftest import ROOT
 
@@ -60,22 +62,23 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     [
         "{name: adam}",
         "{name: adamw, weight_decay: 0.1}",
+        "{name: adamx, weight_decay: 0.1}",
+        "{name: adamz, patience: 4, stagnation_period: 2}",
         "{name: sgd, momentum: 0.9, nesterov: true}",
     ],
 )
 def test_an_optimizers_state_goes_on_as_if_nothing_had_happened(
     optimizer: str, tmp_path: Path
 ) -> None:
-    config = load_config(None, [f"train.optimizer={optimizer}"]).train.optimizer
+    keys = [f"train.optimizer={optimizer}", "train.schedule.name=constant"]
+    config = load_config(None, keys).train.optimizer
     x, y = torch.randn(32, 3), torch.randn(32, 1)
 
-    def step(network: nn.Module, of: torch.optim.Optimizer) -> None:
-        of.zero_grad()
-        nn.MSELoss()(network(x), y).backward()
-        of.step()
+    def step(network: nn.Sequential, of: torch.optim.Optimizer) -> None:
+        training_step(network, nn.MSELoss(), of, x, y)
 
-    def new() -> tuple[nn.Linear, torch.optim.Optimizer]:
-        network = nn.Linear(3, 1)
+    def new() -> tuple[nn.Sequential, torch.optim.Optimizer]:
+        network = nn.Sequential(nn.Linear(3, 1))
         return network, make_optimizer(network.parameters(), config)
 
     network, one = new()
@@ -92,6 +95,8 @@ def test_an_optimizers_state_goes_on_as_if_nothing_had_happened(
         step(network, one)
         step(again, other)
     assert same(network.state_dict(), again.state_dict())
+    groups = [json.dumps(o.state_dict()["param_groups"]) for o in (one, other)]
+    assert groups[0] == groups[1]
     assert same(one.state_dict()["state"], other.state_dict()["state"])
 
 
@@ -223,6 +228,8 @@ def attempt(config: Config, folder: Path) -> tuple[Training, MLP, list[EpochReco
         (),
         ("train.optimizer.name=adamw", "train.schedule.name=linear"),
         ("train.optimizer={name: sgd, momentum: 0.9, lr: 0.1}", "train.schedule.name=constant"),
+        ("train.optimizer.name=adamx",),
+        ("train.optimizer={name: adamz, patience: 4}", "train.schedule.name=constant"),
         ("data.kind=gaussians", "train.loss=cross_entropy"),
     ],
 )

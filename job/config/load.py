@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from job.config.reader import MAX_BYTES, Path, read
-from job.config.schema import Config, KeyFault
+from job.config.schema import Config, KeyFault, Section
 from job.errors import ConfigError, MissingInputError, NoPermission
 
 ENVIRONMENT_PREFIX = "JOB__"
@@ -256,7 +256,7 @@ def _dotted(path: Path) -> str:
 
 def _shown(value: Any) -> str:
     """A value as one short line."""
-    text = json.dumps(value, default=str)
+    text = json.dumps(value, default=lambda v: v.model_dump() if isinstance(v, Section) else str(v))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -152,6 +152,72 @@ class AdamW(Section):
     """Shrinks the weights by lr * weight_decay a step."""
 
 
+class AdamX(Section):
+    """AdamX of Phuong and Phong (2019), Algorithm 2 (job.optim.AdamX)."""
+
+    name: Literal["adamx"]
+    lr: Rate = 1e-3
+    """Learning rate at the schedule's peak; the first steps are 3 to 7 times as long."""
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
+    eps: NonNegative = 1e-8
+    """Added to the denominator."""
+    beta1_decay: Annotated[float, Field(gt=0, le=1)] = 0.999
+    """What the exponential schedule multiplies beta 1 by at each step; 1 keeps it constant."""
+    beta1_schedule: Literal["exponential", "harmonic"] = "exponential"
+    """`exponential`: beta 1 times beta1_decay^(t-1) at step t; `harmonic`: beta 1 / t."""
+    weight_decay: NonNegative = 0.0
+    """Shrinks the weights by lr * weight_decay a step."""
+
+
+class AdamZ(Section):
+    """AdamZ of Zaznov et al. (2024): Adam whose learning rate follows the loss (job.optim.AdamZ).
+
+    Needs train.schedule.name constant.
+    """
+
+    name: Literal["adamz"]
+    lr: Rate = 0.01
+    """Learning rate of the first step, from min_lr to max_lr."""
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
+    eps: NonNegative = 1e-8
+    """Added to the denominator."""
+    overshoot_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Multiplies lr where the loss is the highest of the last `patience`."""
+    stagnation_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.2
+    """Multiplies lr where the loss hardly moves."""
+    stagnation_threshold: NonNegative = 0.2
+    """It hardly moves where the standard deviation of the last `stagnation_period` losses is less
+    than this share of that of the last `patience`."""
+    patience: Count = 100
+    """Steps that must have been before lr is adjusted, and whose losses are looked at."""
+    stagnation_period: Count = 10
+    """Steps that are looked at for stagnation; meant to be fewer than `patience`."""
+    max_grad_norm: Rate = 1.0
+    """Norm to which the gradients of a step are clipped, all together."""
+    min_lr: NonNegative = 1e-7
+    """lr never falls below this."""
+    max_lr: Rate = 1.0
+    """lr never rises above this; a warning is given where that is more than ten times lr."""
+    weight_decay: NonNegative = 0.0
+    """Shrinks the weights by lr * weight_decay a step."""
+
+    @field_validator("min_lr")
+    @classmethod
+    def _min_lr_is_below(cls, min_lr: float, info: ValidationInfo) -> float:
+        if min_lr > info.data.get("lr", min_lr):
+            raise ValueError(f"min_lr is above lr ({info.data['lr']})")
+        return min_lr
+
+    @field_validator("max_lr")
+    @classmethod
+    def _max_lr_is_above(cls, max_lr: float, info: ValidationInfo) -> float:
+        if max_lr < info.data.get("lr", max_lr):
+            raise ValueError(f"max_lr is below lr ({info.data['lr']})")
+        return max_lr
+
+
 class SGD(Section):
     """Stochastic gradient descent (torch.optim.SGD)."""
 
@@ -183,7 +249,8 @@ def _fold_name(value: Any) -> Any:
 
 
 Optimizer = Annotated[
-    Annotated[Adam | AdamW | SGD, Field(discriminator="name")], BeforeValidator(_fold_name)
+    Annotated[Adam | AdamW | AdamX | AdamZ | SGD, Field(discriminator="name")],
+    BeforeValidator(_fold_name),
 ]
 
 
@@ -230,6 +297,17 @@ class Train(Section):
     batch_size: Count = 8192
     """Rows a step; the last, smaller batch of an epoch is trained too."""
     checkpoint: Checkpoint = Checkpoint()
+
+    @field_validator("schedule")
+    @classmethod
+    def _adamz_has_its_own(cls, schedule: Schedule, info: ValidationInfo) -> Schedule:
+        optimizer = info.data.get("optimizer")
+        if optimizer is not None and optimizer.name == "adamz" and schedule.name != "constant":
+            raise ValueError(
+                f"adamz adjusts the learning rate itself and a {schedule.name} schedule would "
+                f"overwrite it; set train.schedule.name=constant"
+            )
+        return schedule
 
 
 class Export(Section):

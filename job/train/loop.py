@@ -134,9 +134,9 @@ def _rest_of_epoch(
     done = training.steps - (epoch - 1) * steps_per_epoch
     stopwatch = time.perf_counter()
     for rows in batches[done:]:
-        lr = config.train.optimizer.lr * schedule(training.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        if config.train.schedule.name != "constant":  # which leaves lr to the optimizer
+            for group in optimizer.param_groups:
+                group["lr"] = config.train.optimizer.lr * schedule(training.steps)
         training.steps += 1
         try:
             loss = training_step(model.network, loss_function, optimizer, x[rows], y[rows])

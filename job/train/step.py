@@ -25,8 +25,9 @@ def training_step(
     loss: Tensor = loss_function(network(x), y)
     loss.backward()  # type: ignore[no-untyped-call]
     _require_finite(loss, network)
-    optimizer.step()
-    return loss.item()
+    value = loss.item()
+    optimizer.step(lambda: value)  # a closure is how torch tells an optimizer the loss; AdamZ asks
+    return value
 
 
 def _require_finite(loss: Tensor, network: nn.Sequential) -> None:

@@ -1,0 +1,181 @@
+"""AdamX and AdamZ from job.yaml to the published run."""
+
+import inspect
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from job import optim
+from job.config import AdamX, AdamZ, load_config
+from job.errors import ConfigError
+from job.optim import make_optimizer
+from tests.conftest import SMALL, run_job
+
+from .reference import adamz_lr
+
+
+@pytest.mark.parametrize("name", ["adamx", "Adam X", "adam-x", "ADAM_X"])
+def test_a_folded_name_means_adamx(name: str) -> None:
+    config = load_config(None, [f"train.optimizer.name={name}"])
+    network = nn.Linear(1, 1)
+    assert type(make_optimizer(network.parameters(), config.train.optimizer)) is optim.AdamX
+
+
+@pytest.mark.parametrize("name", ["adamz", "Adam Z", "adam-z"])
+def test_a_folded_name_means_adamz(name: str) -> None:
+    config = load_config(None, [f"train.optimizer.name={name}", "train.schedule.name=constant"])
+    network = nn.Linear(1, 1)
+    assert type(make_optimizer(network.parameters(), config.train.optimizer)) is optim.AdamZ
+
+
+@pytest.mark.parametrize(
+    ("config", "optimizer"),
+    [(AdamX(name="adamx"), optim.AdamX), (AdamZ(name="adamz"), optim.AdamZ)],
+)
+def test_keys_and_defaults_are_those_of_the_optimizer(config: Any, optimizer: type) -> None:
+    parameters = inspect.signature(optimizer).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.name != "params"}
+    assert config.model_dump(exclude={"name"}) == defaults
+
+
+def test_every_key_reaches_the_optimizer() -> None:
+    text = "{name: adamz, lr: 0.02, patience: 7, max_lr: 0.04, betas: [0.8, 0.9]}"
+    config = load_config(None, [f"train.optimizer={text}", "train.schedule.name=constant"])
+    group = make_optimizer(nn.Linear(1, 1).parameters(), config.train.optimizer).param_groups[0]
+    got = {key: group[key] for key in ("lr", "patience", "max_lr", "betas")}
+    assert got == {"lr": 0.02, "patience": 7, "max_lr": 0.04, "betas": (0.8, 0.9)}
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        (
+            ["name: adamax"],
+            "job.yaml:3: train.optimizer.name: expected 'adam' or 'adamw' or 'adamx' or 'adamz' "
+            "or 'sgd', got \"adamax\"",
+        ),
+        (
+            ["name: adamx", "beta1_decy: 0.9"],
+            "job.yaml:4: train.optimizer.beta1_decy: unknown key; did you mean beta1_decay?",
+        ),
+        (
+            ["name: adamx", "patience: 3"],
+            "job.yaml:4: train.optimizer.patience: unknown key; valid keys are beta1_decay, "
+            "beta1_schedule, betas, eps, lr, name, weight_decay",
+        ),
+        (
+            ["name: adamx", "beta1_schedule: linear"],
+            "job.yaml:4: train.optimizer.beta1_schedule: expected 'exponential' or 'harmonic', "
+            'got "linear"',
+        ),
+        (
+            ["name: adamx", "lr: 0.1", "beta1_decay: 0"],
+            "job.yaml:5: train.optimizer.beta1_decay: expected a number greater than 0, got 0",
+        ),
+        (
+            ["name: adamz", "patience: 2.5"],
+            "job.yaml:4: train.optimizer.patience: expected a valid integer, got 2.5",
+        ),
+        (
+            ["name: adamz", "overshoot_factor: 1.5"],
+            "job.yaml:4: train.optimizer.overshoot_factor: expected a number less than or equal "
+            "to 1, got 1.5",
+        ),
+        (
+            ["name: adamz", "max_grad_norm: off"],
+            'job.yaml:4: train.optimizer.max_grad_norm: expected a valid number, got "off"',
+        ),
+        (
+            ["name: adamz", "lr: 0.1", "min_lr: 0.2"],
+            "job.yaml:5: train.optimizer.min_lr: min_lr is above lr (0.1), got 0.2",
+        ),
+        (
+            ["name: adamz", "max_lr: 0.001"],
+            "job.yaml:4: train.optimizer.max_lr: max_lr is below lr (0.01), got 0.001",
+        ),
+    ],
+)
+def test_a_wrong_hyperparameter_is_refused_with_its_line(
+    lines: list[str], fault: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("train:\n  optimizer:\n" + "".join(f"    {line}\n" for line in lines))
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path), ["train.schedule.name=constant"])
+    assert caught.value.faults == [fault]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "place"),
+    [
+        ("", "job.yaml:1"),
+        ("  schedule: {name: cosine}\n", "job.yaml:3"),
+        ("  schedule: {name: linear}\n", "job.yaml:3"),
+    ],
+)
+def test_a_schedule_beside_adamz_is_refused(schedule: str, place: str, tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("train:\n  optimizer: {name: adamz}\n" + schedule)
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path))
+    name = "linear" if "linear" in schedule else "cosine"
+    assert caught.value.faults == [
+        f"{place}: train.schedule: adamz adjusts the learning rate itself and a {name} schedule "
+        f'would overwrite it; set train.schedule.name=constant, got {{"name": "{name}"}}'
+    ]
+    assert (
+        load_config(str(path), ["train.schedule.name=constant"]).train.schedule.name == "constant"
+    )
+
+
+def events(stderr: str) -> dict[str, dict[str, Any]]:
+    return {line["event"]: line for line in map(json.loads, stderr.splitlines())}
+
+
+def test_adamx_trains_publishes_and_says_which_it_is(tmp_path: Path) -> None:
+    settings = (*SMALL, "train.optimizer={name: Adam X, lr: 0.003}")
+    done = run_job("train", *settings, "--output", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    said = events(done.stderr)
+    assert "Phuong and Phong (2019, arXiv 1904.03590), Algorithm 2" in said["optimizer"]["message"]
+    assert said["epoch"]["training_loss"] < 24  # the variance of the target
+    folder = Path(done.stdout.strip())
+    assert json.loads((folder / "manifest.json").read_text())["training"]["optimizer"] == "adamx"
+    again = run_job("check", "--config", str(folder / "job.yaml"))
+    assert again.returncode == 0, again.stderr
+
+
+def test_adamz_trains_with_the_lr_that_its_losses_ask_for(tmp_path: Path) -> None:
+    """One step an epoch, so that metrics.jsonl has every loss; their unit changes no rule."""
+    keys: dict[str, Any] = {"patience": 5, "stagnation_period": 3, "stagnation_threshold": 0.4}
+    optimizer = json.dumps({"name": "adamz", "lr": 0.2, **keys})
+    settings = ("train.epochs=40", "train.batch_size=3200", "train.schedule.name=constant")
+    done = run_job(
+        "train",
+        *SMALL,
+        *settings,
+        f"train.optimizer={optimizer}",
+        "--output",
+        str(tmp_path / "out"),
+    )
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.strip())
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    expected = adamz_lr([epoch["training_loss"] for epoch in epochs], 0.2, **keys)
+    assert [epoch["learning_rate"] for epoch in epochs] == pytest.approx(expected, rel=1e-12)
+    changes = [b / a for a, b in itertools.pairwise(expected) if a != b]
+    assert min(changes) < 1 < max(changes), "the case shows only one of the rules"
+    assert "adamz_may_climb" not in events(done.stderr)  # max_lr is 5 lr
+
+
+def test_adamz_warns_of_a_bound_far_above_lr(tmp_path: Path) -> None:
+    arguments = ("train.optimizer={name: adamz}", "train.schedule.name=constant")
+    done = run_job("train", *SMALL, *arguments, "--output", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    warning = events(done.stderr)["adamz_may_climb"]
+    assert (warning["level"], warning["lr"], warning["max_lr"]) == ("warning", 0.01, 1.0)
+    assert "lower train.optimizer.max_lr" in warning["message"]
