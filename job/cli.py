@@ -11,6 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -194,6 +195,11 @@ def _parser() -> _Parser:
 
     verify = commands.add_parser("verify", parents=[common], help="verify a published folder again")
     verify.add_argument("folder", metavar="DIR", help="a published run: artifacts/latest for one")
+    verify.add_argument(
+        "--self-test",
+        action="store_true",
+        help="then verify the verifier: make wrong exports of this model and see them refused",
+    )
     verify.set_defaults(run=_verify)
 
     predict = commands.add_parser(
@@ -288,8 +294,26 @@ def _verify(options: argparse.Namespace, started: float) -> str:
         comparisons=count,
         headroom=headroom,
     )
+    if options.self_test:
+        _self_test(folder)
     _end(ExitCode.OK, ExitCode.OK.name, f"{folder} is verified", log.INFO)
     return str(folder)
+
+
+def _self_test(folder: Path) -> None:
+    from job.errors import ExportMismatch
+    from job.verify.selftest import score, self_test
+
+    judged = []
+    for one in self_test(folder):
+        level = log.INFO if one.right else log.CRITICAL
+        log.event("mutant", str(one), level=level, **asdict(one))
+        judged.append(one)
+    message, counts = score(judged)
+    log.event("self-test", f"self-test: {message}", **counts)
+    for one in judged:
+        if not one.right:
+            raise ExportMismatch(f"the verifier cannot be trusted with {folder}: {message}; {one}")
 
 
 def _predict(options: argparse.Namespace, started: float) -> str:

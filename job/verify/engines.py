@@ -81,7 +81,7 @@ def _session(content: bytes, *, optimise: bool = True) -> Any:
 
     if _EXTERNAL in content:
         raise ExportMismatch("weights lie outside model.onnx")
-    ort.set_default_logger_severity(3)
+    ort.set_default_logger_severity(4)  # its errors are raised too
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.graph_optimization_level = (

@@ -28,7 +28,7 @@ def verify_published(folder: Path) -> Verification:
     if not any(map(importlib.util.find_spec, RUNTIMES)):
         raise MissingInputError("nothing here can run the models; install onnxruntime")
     _require_listed(folder, manifest["files"])
-    reference = _reference(folder, manifest)
+    reference = reference_of(folder, manifest)
     verification = verify_files(folder, reference)
     for name, digest in verification.sha256.items():
         # The bytes that were verified are the ones whose hash was checked.
@@ -47,7 +47,7 @@ def _require_listed(folder: Path, files: Any) -> None:
             raise DataError(f"{folder}: manifest.json does not list {name}")
 
 
-def _reference(folder: Path, manifest: dict[str, Any]) -> Reference:
+def reference_of(folder: Path, manifest: dict[str, Any]) -> Reference:
     try:
         activation = manifest["model"]["activation"]
         batches = manifest["verification"]["batches"]

@@ -1,0 +1,204 @@
+"""The verifier is verified on this very model: wrong exports of it must be refused.
+
+Each lies in a folder like the published one, with hashes made to fit, so that numbers and structure
+do the work; `verify_published` judges it, as it judges any folder.
+"""
+
+import hashlib
+import importlib.util
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.errors import DataError, MissingInputError
+from job.manifest import read_manifest, write_manifest
+from job.verify.compare import NOISE_LIMIT, Comparison
+from job.verify.engines import engines
+from job.verify.files import ALWAYS, MODEL_FILES
+from job.verify.oracle import Answer
+from job.verify.published import reference_of, verify_published
+from job.verify.reference import Reference
+from job.verify.weights import read_safetensors
+
+if TYPE_CHECKING:
+    from job.verify.mutants import Mutant
+
+GOLDENS = (
+    "golden/input.npy",
+    "golden/output.npy",
+    "test_data_set_0/input_0.pb",
+    "test_data_set_0/output_0.pb",
+)
+
+Run = Callable[[NDArray[np.float32]], object]
+Verdict = Literal[
+    "rejected", "equivalent", "drowned", "survived", "misjudged", "accepted", "refused"
+]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of one mutant, and the rules that refused it.
+
+    A wrong one is `rejected` for its own reason; refused for another it is `misjudged`, since what
+    is malformed proves nothing. One that passed has `survived`, unless it changes nothing in this
+    model, `equivalent`, or less than float32 may by its own rounding, `drowned`. A faithful one is
+    `accepted` or `refused`.
+    """
+
+    mutant: str
+    artifact: str
+    verdict: Verdict
+    rules: Sequence[str]
+    reason: str
+
+    @property
+    def right(self) -> bool:
+        return self.verdict not in ("survived", "misjudged", "refused")
+
+    def __str__(self) -> str:
+        by = f" by {', '.join(self.rules)}: {self.reason}" if self.reason else ""
+        return f"{self.artifact}, {self.mutant}: {self.verdict}{by}"
+
+
+def score(judged: Sequence[Judgement]) -> tuple[str, Counter[str]]:
+    """The score in words, and the number of each verdict."""
+    n: Counter[str] = Counter(one.verdict for one in judged)
+    words = (
+        f"{n['rejected']} of {n['rejected'] + n['survived'] + n['misjudged']} wrong exports "
+        f"rejected, {n['accepted']} of {n['accepted'] + n['refused']} faithful ones accepted, "
+        f"{n['equivalent']} changed nothing, {n['drowned']} less than rounding"
+    )
+    return words, n
+
+
+def self_test(folder: Path) -> Iterator[Judgement]:
+    """Judges every mutant of a published folder, which itself is only read.
+
+    Raises:
+        MissingInputError: onnx or onnxruntime, which make and run wrong models, is missing.
+    """
+    for library in ("onnx", "onnxruntime"):
+        if importlib.util.find_spec(library) is None:
+            raise MissingInputError(f"the self-test makes wrong models: install {library}")
+    from job.verify.mutants import mutants
+
+    folder = folder.resolve()
+    manifest = read_manifest(folder)
+    reference = reference_of(folder, manifest)
+    names = [name for name in (*MODEL_FILES, *GOLDENS) if name in manifest["files"]]
+    files = {name: (folder / name).read_bytes() for name in names}
+    for mutant in mutants(files, reference):
+        with tempfile.TemporaryDirectory() as scratch:
+            _place(mutant, folder, manifest, Path(scratch))
+            yield _judged(mutant, files[mutant.artifact], reference, Path(scratch))
+
+
+def _place(mutant: "Mutant", folder: Path, manifest: dict[str, Any], scratch: Path) -> None:
+    """A folder like the published one, in which one file and its hash are others.
+
+    Only what makes a whole folder is there: other formats cost time and are as they were.
+    """
+    kept = {*ALWAYS, "model.safetensors", *GOLDENS, mutant.artifact}
+    files = {name: entry for name, entry in manifest["files"].items() if name in kept}
+    for name in files:
+        path = scratch / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        if name == mutant.artifact:
+            path.write_bytes(mutant.content)
+        else:
+            path.symlink_to(folder / name)
+    digest = hashlib.sha256(mutant.content).hexdigest()
+    entry = {mutant.artifact: {"sha256": digest, "bytes": len(mutant.content)}}
+    write_manifest(scratch, manifest | {"files": files | entry})
+
+
+def _judged(mutant: "Mutant", original: bytes, reference: Reference, scratch: Path) -> Judgement:
+    try:
+        verification = verify_published(scratch)
+        faults = verification.faults
+        rules = sorted({_rule(c) for c in verification.comparisons if not c.passed})
+    except DataError as error:
+        faults, rules = [str(error)], ["content"]
+    named = [fault for fault in faults if mutant.reason and re.search(mutant.reason, fault)]
+    verdict: Verdict
+    if not mutant.reason:
+        verdict = "refused" if faults else "accepted"
+    elif faults:
+        verdict = "rejected" if named else "misjudged"
+    else:
+        verdict = _passed(mutant, original, reference)
+    reason = next(iter(named or faults), "")
+    return Judgement(mutant.name, mutant.artifact, verdict, rules, reason)
+
+
+def _rule(comparison: Comparison) -> str:
+    """The kind of rule that a failed comparison has broken."""
+    if comparison.engine == "weights":
+        return "weights"
+    structure = ("cannot be", "the answer has", "the answer is", "the signature", "weights lie")
+    return "structure" if str(comparison.fault).startswith(structure) else "numbers"
+
+
+def _passed(mutant: "Mutant", original: bytes, reference: Reference) -> Verdict:
+    """Why a wrong one may have passed, seen in rows that are not the battery's.
+
+    So what the battery cannot see is not excused by the battery, nor by the code that compares.
+    """
+    from job.verify.mutants import NUMBERS
+
+    if mutant.content == original:
+        return "equivalent"
+    if NUMBERS not in mutant.reason:
+        return "survived"
+    oracle = reference.oracle()
+    before, after = (_runs(mutant.artifact, c, reference) for c in (original, mutant.content))
+    verdict: Verdict = "equivalent"
+    for x in _other_rows(reference):
+        expected = oracle(x)
+        for one, other in zip(before, after, strict=True):
+            was, now = np.asarray(one(x)), np.asarray(other(x))
+            if was.dtype == now.dtype and np.array_equal(was, now, equal_nan=True):
+                continue
+            # Other weights are wrong however close the answers.
+            if mutant.reason != NUMBERS or not _drowned(was, now, expected):
+                return "survived"
+            verdict = "drowned"
+    return verdict
+
+
+def _drowned(was: NDArray[Any], now: NDArray[Any], expected: Answer) -> bool:
+    """Is the difference of two answers (N, O) such as rounding may make?"""
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(now.astype(np.float64) - was)
+    same = (was == now) | (np.isnan(was) & np.isnan(now))
+    apart = np.where(same, 0.0, apart)
+    demanded = np.isfinite(expected.bound)
+    noisy = demanded & np.isfinite(expected.noise)
+    squares, limit = (np.square(v).sum(where=noisy) for v in (apart, NOISE_LIMIT * expected.noise))
+    return bool((apart <= expected.bound)[demanded].all() and squares <= limit)
+
+
+def _other_rows(reference: Reference) -> Iterator[NDArray[np.float32]]:
+    """Rows (N, F), every batch of another magnitude, NaN and infinity in the last."""
+    draw = np.random.Generator(np.random.Philox(0))
+    mean, std = reference.weights["input.mean"], reference.weights["input.std"]
+    for rows, scale in ((1, 1), (400, 1), (33, 1e-4), (33, 30), (33, 1e9), (33, 1e25)):
+        yield (draw.standard_normal((rows, len(mean))) * scale * std + mean).astype(np.float32)
+    some = draw.choice([0.5, np.nan, np.inf, -np.inf], (33, len(mean)), p=[0.7, 0.1, 0.1, 0.1])
+    yield some.astype(np.float32)
+
+
+def _runs(artifact: str, content: bytes, reference: Reference) -> list[Run]:
+    """What answers for a file: its engines, for weights alone the oracle."""
+    if artifact == "model.safetensors":
+        oracle = replace(reference, weights=read_safetensors(content)).oracle()
+        return [lambda x: oracle(x).value]
+    return [engine.load(content) for engine in engines({artifact: content})[0]]

@@ -1,0 +1,270 @@
+"""The verifier is verified, and so is what verifies it: without a rule, it raises the alarm."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from job.manifest import file_entries, write_manifest
+from job.verify import Reference, files, mutants
+from job.verify.mutants import NUMBERS, ONNX, Mutant
+from job.verify.selftest import Judgement, score, self_test
+from tests.conftest import ROOT, Job
+
+from .models import Sample, sample
+
+MODELS: Mapping[str, Callable[[], Sample]] = {
+    "relu": lambda: sample(0, (16, 16), "relu", x_mean=3, y_mean=2, y_std=5),
+    "leaky_relu": lambda: sample(1, (8,), "leaky_relu", outputs=2),
+    "gelu": lambda: sample(2, (8, 8), "gelu"),
+    "silu": lambda: sample(3, (30,), "silu", x_std=100),
+    "tanh": lambda: sample(4, (8, 8, 8), "tanh", x_mean=1),
+    "linear": lambda: sample(5, (), "relu", outputs=3, y_mean=2),
+    "classes": lambda: sample(6, (16,), "gelu", outputs=3, gain=2, task="classification"),
+}
+
+
+def published_by_hand(s: Sample, folder: Path) -> Path:
+    reference = s.export(folder)
+    fields = {
+        "contract": 1,
+        "model": {"activation": s.activation},
+        "signature": {"task": s.task},
+        "verification": {"batches": list(reference.batches)},
+        "files": file_entries(folder),
+    }
+    write_manifest(folder, fields)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Judgement]]:
+    @cache
+    def of(kind: str) -> list[Judgement]:
+        folder = tmp_path_factory.mktemp("mutants") / "published"
+        return list(self_test(published_by_hand(MODELS[kind](), folder)))
+
+    return of
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_wrong_export_is_refused_for_its_reason(
+    kind: str, judged: Callable[[str], list[Judgement]]
+) -> None:
+    found = judged(kind)
+    assert [str(one) for one in found if one.verdict not in ("rejected", "accepted")] == []
+    assert sum(one.verdict == "rejected" for one in found) > 85
+    assert all(one.reason and one.rules for one in found if one.verdict == "rejected")
+
+
+def test_numbers_do_the_work_too(judged: Callable[[str], list[Judgement]]) -> None:
+    """Most wrong weights would be refused by their answers alone; what is not, is small."""
+    weights = {one.mutant: one.rules for one in judged("relu") if "weights" in one.rules}
+    small = {name for name, rules in weights.items() if rules == ["weights"]}
+    assert "the last bit of one weight" in small
+    assert not any("dropped" in name or "as " in name or "step" in name for name in small)
+    assert len(weights) > 3 * len(small)
+
+
+def test_every_row_of_the_tables_applies_to_some_model(
+    judged: Callable[[str], list[Judgement]],
+) -> None:
+    """A row that names what no model has would be left out in silence."""
+    applied = {one.mutant for kind in MODELS for one in judged(kind)}
+    rows = {*mutants.WEIGHT_CHANGES, *mutants.MORE_WEIGHT_CHANGES, *mutants.DECLARED}
+    rows |= {name for table in mutants.GRAPH_CHANGES.values() for name in table}
+    rows |= {row[1] for row in mutants.CODE_CHANGES}
+    rows |= {f"nearly {name}" for name in mutants.ACTIVATIONS}
+    assert rows - applied == set()
+
+
+def test_a_kind_of_gelu_or_softmax_is_not_asked_of_what_has_none(
+    judged: Callable[[str], list[Judgement]],
+) -> None:
+    names = {one.mutant for one in judged("linear")}
+    assert not names & {"nearly gelu", "softmax over the batch", "activation left out"}
+    assert "not in the target's units" not in {one.mutant for one in judged("classes")}
+
+
+# What changes nothing, and what cannot be told.
+
+
+def verdicts(folder: Path) -> dict[str, Judgement]:
+    return {one.mutant: one for one in self_test(folder) if one.artifact == ONNX}
+
+
+def test_a_weight_of_a_dead_unit_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = sample(0, (4,), "relu")
+    with torch.no_grad():
+        weights = s.model.state_dict()
+        weights["network.0.weight"][0, 0] = 5  # the largest, which mutants choose
+        weights["network.2.weight"][:, 0] = 0
+    folder = published_by_hand(s, tmp_path / "published")
+    name = "one weight off by 1e-2"
+    intact = verdicts(folder)[name]
+    assert (intact.verdict, intact.rules) == ("rejected", ["weights"])
+    monkeypatch.setattr(files, "disagreements", lambda *_: iter(()))
+    found = verdicts(folder)
+    assert found[name].verdict == "equivalent"
+    assert found["one last weight off by 1e-4"].verdict in ("rejected", "survived")
+
+
+def test_columns_of_one_cannot_be_permuted(tmp_path: Path) -> None:
+    folder = published_by_hand(sample(0, (1,), "tanh", features=1), tmp_path / "published")
+    found = verdicts(folder)
+    for name in ("input columns reversed", "weights of permuted columns", "a weight transposed"):
+        assert found[name].verdict == "equivalent"
+    assert all(one.right for one in found.values())
+
+
+def test_what_is_less_than_rounding_is_counted_apart(tmp_path: Path) -> None:
+    """Targets of 1e9 stand 64 apart in float32: a shift by a little is lost in that."""
+    s = sample(0, (30, 30), "leaky_relu", y_mean=1e9, y_std=1e3)
+    found = list(self_test(published_by_hand(s, tmp_path / "published")))
+    assert [one.mutant for one in found if one.verdict == "drowned"] == ["mean added"]
+    assert all(one.right for one in found)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "verdict"),
+    [
+        (lambda c: b"garbage", NUMBERS, "misjudged"),
+        (lambda c: b"garbage", "", "refused"),
+        (lambda c: c, "", "accepted"),
+        (lambda c: c, NUMBERS, "equivalent"),
+        (lambda c: c + b"\x0a\x00", "the signature is", "survived"),
+    ],
+)
+def test_a_refusal_for_another_reason_proves_nothing(
+    content: Callable[[bytes], bytes],
+    reason: str,
+    verdict: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def one(held: Mapping[str, bytes], reference: Reference) -> list[Mutant]:
+        return [Mutant("it", ONNX, content(held[ONNX]), reason)]
+
+    monkeypatch.setattr(mutants, "mutants", one)
+    folder = published_by_hand(sample(0, (), "relu"), tmp_path / "published")
+    assert [found.verdict for found in self_test(folder)] == [verdict]
+
+
+def test_the_score_counts_what_was_refused_for_another_reason_as_not_refused() -> None:
+    verdicts = ["rejected", "rejected", "survived", "misjudged", "accepted", "refused"]
+    found = [Judgement("", "", v, [], "") for v in (*verdicts, "equivalent", "drowned")]  # type: ignore[arg-type]
+    assert score(found)[0] == (
+        "2 of 4 wrong exports rejected, 1 of 2 faithful ones accepted, 1 changed nothing, "
+        "1 less than rounding"
+    )
+    assert [one.verdict for one in found if not one.right] == ["survived", "misjudged", "refused"]
+
+
+# The real command.
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_command_says_what_became_of_each_and_the_score(
+    published: Path, job: Job, tmp_path: Path
+) -> None:
+    before = content(published)
+    done = job(
+        "verify",
+        str(published),
+        "--self-test",
+        "--log-format",
+        "json",
+        env={"TMPDIR": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout) == (0, f"{published}\n"), done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    each = [line for line in lines if line["event"] == "mutant"]
+    wrong = [line for line in each if line["verdict"] == "rejected"]
+    total = next(line for line in lines if line["event"] == "self-test")
+    assert total["rejected"] == len(wrong) > 90
+    assert total["message"].startswith(f"self-test: {len(wrong)} of {len(wrong)} wrong exports")
+    bias = next(line for line in wrong if line["mutant"] == "biases dropped")
+    assert (bias["artifact"], bias["rules"]) == (ONNX, ["numbers", "weights"])
+    assert "holds other values in 100 of 100 elements of network.0.bias" in bias["reason"]
+    assert lines[-1]["name"] == "OK"
+    assert content(published) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+# The command with one of the verifier's rules taken out.
+ACCEPT = """
+from job.verify import Comparison
+import job.verify.files as f
+f.compare = lambda a, e, c, got, x: Comparison(a, e, c.name, len(c.x), compared=len(c.x))
+"""
+NO_WEIGHTS = "import job.verify.files as f; f.disagreements = lambda *_: iter(())"
+NO_SIGNATURE = """
+from job.verify import Comparison
+import job.verify.files as f
+f._signature = lambda *_: Comparison("model.onnx", "onnxruntime", "signature", 0)
+"""
+NO_ONNX = """
+import importlib.util as u
+real = u.find_spec
+u.find_spec = lambda name, *a: None if name == "onnx" else real(name, *a)
+"""
+
+
+def broken(breakage: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = f"{breakage}\nimport sys; from job.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--log-format", "json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("breakage", "survivors"),
+    [
+        (ACCEPT, {"a number for NaN", "rows in reverse", "nearly relu", "answers as float16"}),
+        (NO_WEIGHTS, {"the last bit of one weight"}),
+        (NO_SIGNATURE, {"batch axis of another name"}),
+    ],
+    ids=["numbers", "weights", "signature"],
+)
+def test_without_one_rule_mutants_survive_and_it_is_81(
+    breakage: str, survivors: set[str], published: Path
+) -> None:
+    done = broken(breakage, "verify", str(published), "--self-test", "--quiet")
+    assert (done.returncode, done.stdout) == (81, "")
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    bad = {line["mutant"] for line in lines if line["event"] == "mutant"}
+    assert survivors <= bad
+    assert {line["level"] for line in lines} == {"critical"}
+    assert "cannot be trusted" in lines[-1]["message"]
+    assert "wrong exports rejected" in lines[-1]["message"]
+
+
+def test_without_onnx_it_says_what_to_install(published: Path) -> None:
+    done = broken(NO_ONNX, "verify", str(published), "--self-test")
+    assert (done.returncode, done.stdout) == (66, "")
+    assert "install onnx" in done.stderr.splitlines()[-1]
+
+
+def test_a_folder_that_is_wrong_itself_is_told_first(tmp_path: Path, job: Job) -> None:
+    folder = published_by_hand(sample(0, (), "relu"), tmp_path / "published")
+    other = published_by_hand(sample(1, (), "relu"), tmp_path / "other")
+    (folder / ONNX).write_bytes((other / ONNX).read_bytes())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_manifest(folder, manifest | {"files": file_entries(folder)})
+    done = job("verify", str(folder), "--self-test", "--log-format", "json")
+    assert done.returncode == 81
+    assert '"mutant"' not in done.stderr
