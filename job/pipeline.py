@@ -13,6 +13,7 @@ from job.identity import fingerprint, new_run_id
 from job.model import build_model
 from job.preflight import preflight_in_child
 from job.publish import Run, claim, leave_evidence, prepare_output, publish
+from job.quality import require_quality
 from job.train import evaluate, predict, train
 from job.verify import Reference, verify_in_fresh_process
 
@@ -60,6 +61,7 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
         )
         test = evaluate(model, data.test, config.data.task, device.torch)
         record.say_if_memorising(training, data, config)
+        require_quality(config.quality.metrics, test)
 
     with clock.stage("export"):
         reference = Reference.of_model(

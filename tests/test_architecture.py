@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "data": BASE,
     "model": BASE,
     "optim": BASE,
+    "quality": {"errors", "config"},
     "train": BASE | {"data", "model", "optim"},
     "export": BASE | {"model"},
     "verify": {"errors", "manifest", "child"},

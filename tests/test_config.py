@@ -78,7 +78,7 @@ def test_all_faults_are_reported_at_once_with_place_expectation_and_nearest_key(
         "command line: train.batch_size: expected a number greater than or equal to 1, got 0",
         "job.yaml:4: train.epoch: unknown key; did you mean epochs?",
         "command line: bogus: unknown key; valid keys are data, device, export, model, output, "
-        "seed, threads, train, verify",
+        "quality, seed, threads, train, verify",
     ]
 
 
@@ -124,6 +124,16 @@ def test_all_faults_are_reported_at_once_with_place_expectation_and_nearest_key(
         ),
         ("data: {kind: gaussians}", "configuration: train.loss: data.kind gaussians is"),
         ("train:\n  loss: cross_entropy", "2: train.loss: data.kind friedman1 is a regression"),
+        (
+            "quality: {metrics: {accuracy: {min: 0.9}}}",
+            "1: quality.metrics: no metric of a regression; valid ones are loss, mse, mae, r2, "
+            'excess_risk, got "accuracy"',
+        ),
+        ("quality: {metrics: {r2: {mni: 0.9}}}", "1: quality.metrics.r2.mni: unknown key; did you"),
+        ("quality: {metrics: {r2: {min: high}}}", "1: quality.metrics.r2.min: expected a valid"),
+        ("quality: {metrics: {r2: {}}}", "1: quality.metrics.r2: a gate needs min, max or both"),
+        ("quality: {metrics: {r2: {min: 1, max: 0}}}", "1: quality.metrics.r2: min is above max"),
+        ("quality: {metrics: {r2: 0.9}}", "1: quality.metrics.r2: expected a section of key"),
         ("export: {formats: [onnx]}", "1: export.formats: torchscript is always exported"),
         ("export: {opset: 17}", "1: export.opset: expected 'auto' or a number greater"),
         ("model: {activation: gelu}\nexport: {opset: 18}", "2: export: opset 18 has no Gelu"),
@@ -261,7 +271,7 @@ def test_no_mutation_of_job_yaml_ends_in_anything_but_an_answer(write: Write) ->
     original = (ROOT / "job.yaml").read_bytes()
     pieces = [b":", b"\n", b" ", b"\t", b"- ", b"&a ", b"*a", b"{", b"}", b"[", b"]", b"!!x ", b"'"]
     pieces += [b'"', b"#", b"\0", b"\xff", b"9" * 30, b"1e999", b".nan", b"|", b">", b"%", b"? "]
-    refused = []
+    refused: list[str] = []
     for number in range(3000):
         draw = random.Random(number)
         text = bytearray(original)
@@ -274,8 +284,8 @@ def test_no_mutation_of_job_yaml_ends_in_anything_but_an_answer(write: Write) ->
         try:
             load_config(str(write(bytes(text))))
         except ConfigError as error:
-            refused += error.faults
-    assert len(refused) > 3000
+            refused.append(error.faults[0])
+    assert 1500 < len(refused) < 3000  # some change a comment only
     assert all(re.match(r"(job\.yaml|configuration)", fault) for fault in refused)
 
 

@@ -1,6 +1,6 @@
 """Every code that the job can end with, each by two different real causes, through the command.
 
-Not here: 0, which every other test shows; 75 and 82, which nothing can provoke yet.
+Not here: 0, which every other test shows.
 """
 
 import json
@@ -110,6 +110,19 @@ def as_somebody_else(prepare: str) -> Command:
     return command
 
 
+def signalled(name: str) -> Command:
+    """The command that sends itself a signal in its third training step."""
+    disturb = ("tests.wrapped", name, "job.train.loop:training_step", "3")
+
+    def command(published: Path, tmp: Path) -> list[str]:
+        python, _, _, *arguments = train()(published, tmp)
+        return [python, "-m", *disturb, *arguments]
+
+    return command
+
+
+CONSTANT = ("data.kind=noise", "data.noise=0.0", "quality.metrics={r2: {max: 2}}")
+
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA works here")
 
 CAUSES = [
@@ -127,6 +140,9 @@ CAUSES = [
     (71, "an allocation that fails", limited("ulimit -v 4000000;", "data.samples=40000000")),
     (73, "an output that is a file", lambda published, tmp: job("train", "--output", "job.yaml")),
     (73, "an output where no folder can be", lambda published, tmp: job("output.dir=/proc/x")),
+    (74, "a file that may not grow", limited("ulimit -f 8;")),
+    (75, "SIGTERM", signalled("SIGTERM")),
+    (75, "SIGINT", signalled("SIGINT")),
     (77, "a configuration that may not be read", as_somebody_else("chmod 0 job.yaml;")),
     (77, "an output that may not be written", as_somebody_else("chmod 555 out;")),
     (78, "an unknown key", train("bogus=1")),
@@ -135,6 +151,8 @@ CAUSES = [
     (80, "answers that are not finite", train("train.optimizer.lr=1e38", "train.batch_size=4000")),
     (81, "a published model without a bias", spoiled(wrong(no_bias))),
     (81, "a published model with one other weight", spoiled(wrong(one_weight))),
+    (82, "a gate that is unmet", train("quality.metrics={r2: {min: 0.9999}, mse: {max: 1}}")),
+    (82, "a metric that is unknown", train(*CONSTANT)),
 ]
 
 

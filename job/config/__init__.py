@@ -11,6 +11,7 @@ from job.config.schema import (
     Checkpoint,
     Config,
     Data,
+    Gate,
     Optimizer,
     Task,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "Checkpoint",
     "Config",
     "Data",
+    "Gate",
     "Optimizer",
     "Task",
     "load_config",

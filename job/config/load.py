@@ -233,9 +233,15 @@ def _model_at(location: Path) -> type[BaseModel]:
             choices = _models(model.model_fields[str(part)].annotation)
             model = choices[0]
         else:
-            named = [c for c in choices if part in get_args(c.model_fields["name"].annotation)]
-            model = named[0]
+            # The tag of a union's member, or a key that the user chose.
+            tags = {tag: c for c in choices for tag in _tags(c)}
+            model = tags.get(part, model)
     return model
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    name = model.model_fields.get("name")
+    return get_args(name.annotation) if name is not None else ()
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -4,8 +4,9 @@ Sections are named like the modules that read them. `python -m job schema` print
 content as JSON Schema.
 """
 
+import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -28,6 +29,12 @@ _GELU_OPSET = 20
 _DEVICE = r"auto|cpu|cuda(:[0-9]{1,3})?"
 
 Task = Literal["regression", "classification"]
+
+# What is measured on held-out rows.
+METRICS: dict[Task, tuple[str, ...]] = {
+    "regression": ("loss", "mse", "mae", "r2", "excess_risk"),
+    "classification": ("loss", "log_loss", "accuracy", "excess_risk"),
+}
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -310,6 +317,40 @@ class Train(Section):
         return schedule
 
 
+class Gate(Section):
+    """What a test metric must reach; a metric that is not a number reaches nothing."""
+
+    min: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """The least that passes."""
+    max: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """The most that passes."""
+
+    @model_validator(mode="after")
+    def _demands_something(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("a gate needs min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError("min is above max, so nothing would pass")
+        return self
+
+    def passes(self, value: float | None) -> bool:
+        """Is it seen to hold? Neither None nor NaN is seen to hold anything."""
+        if value is None or math.isnan(value):
+            return False
+        return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
+
+    def __str__(self) -> str:
+        bounds = {"at least": self.min, "at most": self.max}
+        return " and ".join(f"{word} {b:g}" for word, b in bounds.items() if b is not None)
+
+
+class Quality(Section):
+    """What the model must reach on the test rows; else nothing is published (82)."""
+
+    metrics: dict[str, Gate] = {}
+    """Gates by metric: {r2: {min: 0.9}} for one."""
+
+
 class Export(Section):
     """Which model files are written."""
 
@@ -362,6 +403,7 @@ class Config(Section):
     data: Data = Data()
     model: Model = Model()
     train: Train = Train()
+    quality: Quality = Quality()
     export: Export = Export()
     verify: Verify = Verify()
     output: Output = Output()
@@ -384,6 +426,17 @@ class Config(Section):
                 message = f"data.kind {data.kind} is a {task} and needs the loss {wanted}"
                 raise KeyFault("loss", train.loss, message)
         return train
+
+    @field_validator("quality")
+    @classmethod
+    def _metrics_are_measured(cls, quality: Quality, info: ValidationInfo) -> Quality:
+        data = info.data.get("data")
+        if data is not None:
+            valid = METRICS[data.task]
+            for name in quality.metrics.keys() - set(valid):
+                message = f"no metric of a {data.task}; valid ones are {', '.join(valid)}"
+                raise KeyFault("metrics", name, message)
+        return quality
 
     @field_validator("export")
     @classmethod
