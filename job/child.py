@@ -4,11 +4,16 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import job
 from job import interrupt
-from job.errors import ExitCode, error_of
+from job.errors import JobError, error_of, known
+
+# How a process that failed says with which code, and after it why.
+_SAID = "job error {}:"
 
 
 def run_child(module: str, *arguments: str) -> None:
@@ -43,9 +48,11 @@ def run_child(module: str, *arguments: str) -> None:
     interrupt.check()
     if process.returncode != 0:
         last = " ".join(said.decode(errors="replace").strip().splitlines()[-1:])
-        if process.returncode not in set(ExitCode):
-            last = f"{module} ended with {process.returncode}: {last}"
-        raise error_of(process.returncode, last)
+        # A code alone is no verdict: the process may have crashed with it.
+        prefix = _SAID.format(process.returncode)
+        if last.startswith(prefix):
+            raise error_of(process.returncode, last.removeprefix(prefix).strip())
+        raise JobError(f"{module} ended with {process.returncode}: {last}")
 
 
 def _wait(process: subprocess.Popen[bytes]) -> bytes:
@@ -58,11 +65,19 @@ def _wait(process: subprocess.Popen[bytes]) -> bytes:
             continue
 
 
-def end_with_parent() -> None:
-    """The other end, called first of all by the module that is run."""
+def be_child(work: Callable[[], None]) -> NoReturn:
+    """The other end: does `work`, ends with the parent, and tells it what went wrong."""
 
     def watch() -> None:
         os.read(0, 1)  # returns when nobody holds the other end any more
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    try:
+        work()
+    except Exception as error:
+        if (ours := known(error)) is None:
+            raise
+        print(_SAID.format(int(ours.code)), *str(ours).split(), file=sys.stderr)
+        sys.exit(ours.code)
+    sys.exit(0)

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import errno
 import json
 import os
 import signal
@@ -17,15 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import job
 from job import interrupt, log
-from job.errors import (
-    ConfigError,
-    ExitCode,
-    JobError,
-    NoPermission,
-    OutOfMemory,
-    ReadWriteError,
-    UsageError,
-)
+from job.errors import ConfigError, ExitCode, JobError, UsageError, known
 
 if TYPE_CHECKING:
     from job.config import Config
@@ -49,10 +40,8 @@ def main(arguments: Sequence[str], started: float | None = None) -> int:
             result: str = options.run(options, time.time() if started is None else started)
         _print_result(result)
         return ExitCode.OK
-    except JobError as error:
-        return _fail(error)
     except Exception as error:  # noqa: BLE001  this is the boundary
-        return _fail(_known(error) or _defect(error))
+        return _fail(known(error) or _defect(error))
 
 
 def _print_result(result: str) -> None:
@@ -104,23 +93,6 @@ def _write_termination_log(code: int, name: str, reason: str) -> None:
 def _defect(error: Exception) -> JobError:
     traceback.print_exc()
     return JobError(f"{type(error).__name__}: {error}")
-
-
-def _known(error: Exception) -> JobError | None:
-    """The operating system's errors, and torch's, as the job's own."""
-    # torch says so on CUDA by a class of its own, on the CPU only in words.
-    torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    if isinstance(error, MemoryError) or torchs:
-        return OutOfMemory(
-            "memory is not enough; lower train.batch_size, data.samples or model.hidden"
-        )
-    if isinstance(error, PermissionError):
-        return NoPermission(f"not permitted: {error}")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ReadWriteError(f"the disk is full: {error}")
-    if isinstance(error, OSError) and error.errno is not None:
-        return ReadWriteError(f"reading or writing failed: {error}")
-    return None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -20,6 +20,7 @@ Codes 64 to 78 are those of sysexits.h; 80 and up are the job's own verdicts. 1,
 are never used: a crash of the interpreter, of the shell or a signal must not look like a verdict.
 """
 
+import errno
 from enum import IntEnum
 
 
@@ -136,6 +137,25 @@ class QualityUnmet(Verdict):
     """A test metric missed its gate, or is not a number."""
 
     code = ExitCode.QUALITY
+
+
+def known(error: Exception) -> JobError | None:
+    """The job's own error if this is one, or the operating system's and torch's as the job's."""
+    if isinstance(error, JobError):
+        return error
+    # torch says so on CUDA by a class of its own, on the CPU only in words.
+    torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or torchs:
+        return OutOfMemory(
+            "memory is not enough; lower train.batch_size, data.samples or model.hidden"
+        )
+    if isinstance(error, PermissionError):
+        return NoPermission(f"not permitted: {error}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ReadWriteError(f"the disk is full: {error}")
+    if isinstance(error, OSError) and error.errno is not None:
+        return ReadWriteError(f"reading or writing failed: {error}")
+    return None
 
 
 def error_of(code: int, message: str) -> JobError:

@@ -3,19 +3,19 @@
 from pathlib import Path
 
 from job import interrupt, record
+from job.artifacts import write_artifacts
 from job.clock import Clock
 from job.config import Config
 from job.data import load_data
 from job.device import Device, choose_device, memory_limit, prepare_torch
 from job.errors import Verdict
-from job.export import export_model, write_goldens
 from job.identity import fingerprint, new_run_id
 from job.model import build_model
 from job.preflight import preflight_in_child
 from job.publish import Run, claim, leave_evidence, prepare_output, publish
 from job.quality import require_quality
-from job.train import evaluate, predict, train
-from job.verify import Reference, verify_in_fresh_process
+from job.train import evaluate, train
+from job.verify import verify_in_fresh_process
 
 
 def run_job(config: Config, run_id: str | None, clock: Clock) -> Path:
@@ -64,16 +64,9 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
         require_quality(config.quality.metrics, test)
 
     with clock.stage("export"):
-        reference = Reference.of_model(
-            model.weights(),
-            config.model.activation,
-            config.verify.batches,
-            data.golden_input,
-            answer=lambda x: predict(model, x, device.torch),
-            task=config.data.task,
+        reference = write_artifacts(
+            model, data, config, device.torch, run.staging, identity, config.verify.batches
         )
-        write_goldens(run.staging, reference.golden_input, reference.golden_output)
-        export_model(model, run.staging, config, identity)
 
     with clock.stage("verify"):
         verification = verify_in_fresh_process(run.staging, reference, run.scratch)

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import torch
 
-from job.child import end_with_parent, run_child
+from job.artifacts import write_artifacts
+from job.child import be_child, run_child
 from job.config import Config
 from job.data import load_data
 from job.device import memory_limit
-from job.errors import JobError
-from job.export import export_model, write_goldens
+from job.errors import Verdict
 from job.model import build_model
-from job.train import predict
-from job.verify import Reference, Verification, verify_files
+from job.verify import Verification, verify_files
 
 # Of the same kind and width as those of the training, but few.
 ROWS = {"samples": 200, "validation": 0.1, "test": 0.4}
@@ -30,16 +29,8 @@ def preflight(config: Config, folder: Path) -> Verification:
     """Exports the untrained model into `folder`, which is empty, and verifies the files there."""
     data = load_data(config.data.model_copy(update=ROWS), config.seed, memory_limit())
     model = build_model(config, data.training.x, data.training.y).eval()
-    reference = Reference.of_model(
-        model.weights(),
-        config.model.activation,
-        BATCHES,
-        data.golden_input,
-        answer=lambda x: predict(model, x, torch.device("cpu")),
-        task=config.data.task,
-    )
-    write_goldens(folder, reference.golden_input, reference.golden_output)
-    export_model(model, folder, config, "preflight")
+    cpu = torch.device("cpu")
+    reference = write_artifacts(model, data, config, cpu, folder, "preflight", BATCHES)
     return verify_files(folder, reference)
 
 
@@ -56,20 +47,17 @@ def preflight_in_child(config: Config, verification: Path) -> None:
     run_child("job.preflight", config.model_dump_json(), str(verification))
 
 
-def main(config: str, verification: str) -> int:
-    """The child's end: the exit code says how it went, stderr's last line why."""
+def main() -> None:
+    config, verification = sys.argv[1:]
     try:
         with tempfile.TemporaryDirectory() as folder:
             found = preflight(Config.model_validate_json(config), Path(folder))
         if found.faults:
             Path(verification).write_text(json.dumps(found.as_json()))
         found.require_agreement()
-    except JobError as error:
-        print(f"before the training: {error}", file=sys.stderr)
-        return error.code
-    return 0
+    except Verdict as verdict:
+        raise type(verdict)(f"before the training: {verdict}") from None
 
 
 if __name__ == "__main__":
-    end_with_parent()
-    sys.exit(main(*sys.argv[1:]))
+    be_child(main)

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "predict": {"errors", "log", "manifest", "verify"},
     "doctor": {"errors", "config", "device", "identity", "publish"},
     "record": None,  # all of the above
+    "artifacts": None,
     "preflight": None,
     "pipeline": None,
     "cli": None,
@@ -42,7 +43,7 @@ MAY_IMPORT = {
     "__init__": set(),
 }
 # The assemblers, lowest first: each may import all rooms above, and those before it here.
-ASSEMBLERS = ["record", "preflight", "pipeline", "cli", "__main__"]
+ASSEMBLERS = ["record", "artifacts", "preflight", "pipeline", "cli", "__main__"]
 
 FILES = sorted((ROOT / "job").rglob("*.py"))
 

@@ -185,7 +185,7 @@ def test_a_full_disk_is_74_and_leaves_the_old_model(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], check=False
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False
     )
     if mounted.returncode != 0:
         pytest.skip("no disk can be mounted here: needs root")

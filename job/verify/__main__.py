@@ -3,11 +3,16 @@
 import sys
 from pathlib import Path
 
-from job.child import end_with_parent
+from job.child import be_child
 from job.verify.files import verify_files
 from job.verify.fresh import save_result
 from job.verify.reference import Reference
 
-end_with_parent()
-folder, reference, result = map(Path, sys.argv[1:])
-save_result(verify_files(folder, Reference.load(reference)), result)
+
+def main() -> None:
+    folder, reference, result = map(Path, sys.argv[1:])
+    save_result(verify_files(folder, Reference.load(reference)), result)
+
+
+if __name__ == "__main__":
+    be_child(main)
