@@ -303,7 +303,7 @@ def test_a_reader_never_sees_a_partial_run(tmp_path: Path) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    for number in range(30):
+    for number in range(100):
         publish_one(tmp_path, f"run{number:02d}", age=-number, keep=1000)
     stop.set()
     reader.join()
