@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ MANIFEST_HASH = "manifest.sha256"
 
 def file_entries(folder: Path) -> dict[str, dict[str, Any]]:
     """{"relative/path": {"sha256": hex, "bytes": int}} of every file in `folder` but manifest.*."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder).as_posix(): path for path in paths}
     return {
         name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
-        for name, path in names.items()
+        for name, path in _files(folder).items()
         if name not in (MANIFEST, MANIFEST_HASH)
     }
 
@@ -28,8 +25,7 @@ def write_manifest(folder: Path, fields: dict[str, Any]) -> None:
     """Writes manifest.json and, last, manifest.sha256, which `sha256sum -c` reads."""
     content = (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode()
     (folder / MANIFEST).write_bytes(content)
-    line = f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n"
-    (folder / MANIFEST_HASH).write_text(line)
+    (folder / MANIFEST_HASH).write_bytes(_hash_line(content))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -44,22 +40,35 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).exists() and not (folder / MANIFEST_HASH).exists():
         raise MissingInputError(f"{folder} holds no {MANIFEST}; give a published run's folder")
     content = _content(folder, MANIFEST)
-    words = _content(folder, MANIFEST_HASH).decode(errors="replace").split()
-    if words != [hashlib.sha256(content).hexdigest(), MANIFEST]:
+    if _content(folder, MANIFEST_HASH) != _hash_line(content):
         raise DataError(f"{folder}: {MANIFEST} does not have the hash in {MANIFEST_HASH}")
     try:
         manifest: dict[str, Any] = json.loads(content)
-        files = manifest["files"]
         if manifest["contract"] != CONTRACT:
             raise DataError(f"{folder}: contract {manifest['contract']} is not {CONTRACT}")
-        for name, entry in files.items():
-            if not _inside(name):
-                raise DataError(f"{folder}: {MANIFEST} names {name!r}, which is not in the folder")
-            if hashlib.sha256(_content(folder, name)).hexdigest() != entry["sha256"]:
-                raise DataError(f"{folder}: {name} is not the file that was published")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # What is not in this list, which ends at the folder, is never opened.
+        present = _files(folder)
+        for name in manifest["files"]:
+            if name not in present:
+                raise DataError(f"{folder}: {name!r} is missing")
+            published_bytes(folder, manifest, name)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(f"{folder}: {MANIFEST} is malformed: {error!r}") from None
     return manifest
+
+
+def published_bytes(folder: Path, manifest: dict[str, Any], name: str) -> bytes:
+    """The content of a published file: bytes whose hash was seen to be the manifest's.
+
+    Raises:
+        DataError: the manifest does not list the file, or it is missing, or not what was published.
+    """
+    if name not in manifest["files"]:
+        raise DataError(f"{folder}: {MANIFEST} does not list {name}")
+    content = _content(folder, name)
+    if hashlib.sha256(content).hexdigest() != manifest["files"][name]["sha256"]:
+        raise DataError(f"{folder}: {name} is not the file that was published")
+    return content
 
 
 def sha256_of(path: Path) -> str:
@@ -67,14 +76,19 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _hash_line(content: bytes) -> bytes:
+    """What manifest.sha256 holds of a manifest, to the last byte."""
+    return f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}\n".encode()
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Every file in the folder by its relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
 def _content(folder: Path, name: str) -> bytes:
     path = folder / name
     if not path.is_file():
         raise DataError(f"{folder}: {name} is missing")
     return path.read_bytes()
-
-
-def _inside(name: str) -> bool:
-    """Is this a relative path that stays in the folder?"""
-    parts = name.split("/")
-    return not os.path.isabs(name) and "" not in parts and ".." not in parts

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from job.errors import DataError, MissingInputError, NoPermission, OutputError, UsageError
 from job.log import event
-from job.manifest import read_manifest
+from job.manifest import published_bytes, read_manifest
 from job.verify.engines import load_onnx
 
 # Rows that go through the model at once: bounds the memory, whatever the number of rows.
@@ -36,14 +36,17 @@ def predict_file(folder: Path, source: Path, target: Path) -> int:
         if path.suffix != ".npy":
             raise UsageError(f"{path} is not an .npy file, the only kind that is read and written")
     manifest = read_manifest(folder)
-    names = manifest["signature"]["inputs"][0]["features"]
+    try:
+        names = list(manifest["signature"]["inputs"][0]["features"])
+        columns = int(manifest["signature"]["outputs"][0]["shape"][1])
+    except (LookupError, TypeError, ValueError) as error:
+        raise DataError(f"{folder}: manifest.json is malformed: {error!r}") from None
     rows = _read_rows(source, names)
-    run = load_onnx((folder / "model.onnx").read_bytes())
-    columns = manifest["signature"]["outputs"][0]["shape"][1]
+    run = load_onnx(published_bytes(folder, manifest, "model.onnx"))
     answers = np.empty((len(rows), columns), np.float32)
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
-        answers[part] = run(np.ascontiguousarray(rows[part], dtype=np.float32))
+        answers[part] = np.asarray(run(np.ascontiguousarray(rows[part], dtype=np.float32)))
     _write(target, answers)
     event("predicted", f"{len(rows):,} rows answered", rows=len(rows))
     return len(rows)
