@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -382,7 +383,9 @@ class Writes(nn.Module):
 
 
 def hostile_torchscript(path: Path, marker: Path) -> None:
-    torch.jit.save(torch.jit.script(Writes(str(marker))), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(Writes(str(marker))), path)
 
 
 class Makes:
@@ -417,7 +420,6 @@ def load_program(content: bytes) -> None:
         ("model.pt2", hostile_program, load_program),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_what_is_code_is_not_loaded_where_its_hash_does_not_fit(
     name: str,
     make: Callable[[Path, Path], None],
