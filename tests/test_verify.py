@@ -5,8 +5,6 @@ Shapes: N rows, F features, O outputs.
 
 import json
 import shutil
-import subprocess
-import venv
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import safetensors.numpy
 import torch
@@ -31,8 +28,6 @@ from job.verify.battery import Case, cases
 from job.verify.compare import compare
 from job.verify.oracle import ACTIVATIONS, Answer, Oracle
 from job.verify.weights import read_safetensors
-
-from .conftest import ROOT
 
 CPU = torch.device("cpu")
 Array = NDArray[Any]
@@ -619,59 +614,3 @@ def test_a_malformed_manifest_with_a_fitting_hash_is_refused(
     write_manifest(copy, manifest | change)
     with pytest.raises(DataError):
         verify_published(copy)
-
-
-@pytest.fixture(scope="module")
-def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment that holds onnxruntime and numpy, and nothing else."""
-    folder = tmp_path_factory.mktemp("bare") / "venv"
-    venv.create(folder, symlinks=True)
-    theirs = next(folder.glob("lib/python*/site-packages"))
-    ours = Path(onnxruntime.__file__).parent.parent
-    for name in ("numpy", "numpy.libs", "onnxruntime"):
-        (theirs / name).symlink_to(ours / name)
-    return folder / "bin" / "python"
-
-
-def run_bare(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(python), "-m", "job", *arguments, "--log-format", "text"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-def test_the_bare_environment_is_bare(bare_python: Path) -> None:
-    for name in ("torch", "pydantic", "yaml", "onnx", "safetensors"):
-        command = [str(bare_python), "-c", f"import {name}"]
-        assert subprocess.run(command, capture_output=True, check=False).returncode == 1, name
-
-
-def test_without_torch_the_rest_is_verified_and_what_is_skipped_is_listed(
-    published: Path, bare_python: Path
-) -> None:
-    done = run_bare(bare_python, "verify", str(published))
-    assert done.returncode == 0, done.stderr
-    for skipped in (
-        "model.torchscript.pt in torch.jit: torch is not installed",
-        "model.pt2 in torch.export: torch is not installed",
-        "model.onnx: its weights",
-    ):
-        assert f"skipped: {skipped}" in done.stderr
-
-
-def test_without_torch_a_wrong_model_is_still_refused(
-    published: Path, bare_python: Path, tmp_path: Path
-) -> None:
-    copy = shutil.copytree(published, tmp_path / "copy")
-    proto = onnx.load(copy / "model.onnx")
-    edit_weights(no_bias)(proto)
-    (copy / "model.onnx").write_bytes(proto.SerializeToString())
-    rehash(copy)
-    assert run_bare(bare_python, "verify", str(copy)).returncode == 81
-
-
-def test_without_torch_predict_answers(published: Path, bare_python: Path, tmp_path: Path) -> None:
-    source, target = published / "golden" / "input.npy", tmp_path / "out.npy"
-    done = run_bare(
-        bare_python, "predict", str(published), "--input", str(source), "--output", str(target)
-    )
-    assert done.returncode == 0, done.stderr
-    assert np.load(target).shape == np.load(published / "golden" / "output.npy").shape
