@@ -274,6 +274,23 @@ CODE_CHANGES = [
     (PT2, "multiplied by the deviation", rb"aten\.div\.Tensor", b"aten.mul.Tensor", NUMBERS),
 ]
 
+# One or two of each kind, the more harmful ones: what a short self-test makes of ONNX.
+TELLING = {
+    *("weights written back", "nothing done at output"),
+    *(
+        "one weight off by 1e-3",
+        "the last bit of one weight",
+        "biases dropped",
+        "weights as float16",
+    ),
+    *("weights of permuted columns", "inputs not standardised", "mean of the inputs left out"),
+    *("activation left out", *(f"nearly {name}" for name in ACTIVATIONS), "dropout left on"),
+    *("not in the target's units", "softmax left out", "answers as float16", "noise"),
+    *("two rows for all", "large batches cut off", "rows in reverse", "neighbours mixed in"),
+    *("a number for NaN", "NaN for outliers", "answers clipped to those seen"),
+    *("batch fixed inside", "batch axis fixed at 2", "float64 answers", "output of another name"),
+}
+
 
 # Making them. -----------------------------------------------------------------------------------
 

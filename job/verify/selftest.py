@@ -1,7 +1,8 @@
 """The verifier is verified on this very model: wrong exports of it must be refused.
 
 Each lies in a folder like the published one, with hashes made to fit, so that numbers and structure
-do the work; `verify_published` judges it, as it judges any folder.
+do the work; `verify_published` judges it, as it judges any folder. `self_check` is the short form,
+for a folder that is about to be published.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import importlib.util
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +22,7 @@ from job.errors import DataError, MissingInputError
 from job.manifest import read_manifest, write_manifest
 from job.verify.compare import NOISE_LIMIT, Comparison
 from job.verify.engines import engines
-from job.verify.files import ALWAYS, MODEL_FILES
+from job.verify.files import ALWAYS, MODEL_FILES, verify_files
 from job.verify.oracle import Answer
 from job.verify.published import reference_of, verify_published
 from job.verify.reference import Reference
@@ -98,7 +99,28 @@ def self_test(folder: Path) -> Iterator[Judgement]:
     for mutant in mutants(files, reference):
         with tempfile.TemporaryDirectory() as scratch:
             _place(mutant, folder, manifest, Path(scratch))
-            yield _judged(mutant, files[mutant.artifact], reference, Path(scratch))
+            faults, rules = _seen(Path(scratch))
+            yield _judged(mutant, files[mutant.artifact], reference, faults, rules)
+
+
+def self_check(folder: Path, reference: Reference) -> Iterator[Judgement]:
+    """The most telling mutants of model.onnx alone, judged by the very reference of a run.
+
+    Meant for the process that has just verified `folder`, which need not be published yet and is
+    only read. Needs onnx.
+    """
+    from job.verify.mutants import ONNX, TELLING, mutants
+
+    original = (folder / ONNX).read_bytes()
+    with tempfile.TemporaryDirectory() as scratch:
+        for mutant in mutants({ONNX: original}, reference):
+            if mutant.name in TELLING:
+                (Path(scratch) / ONNX).write_bytes(mutant.content)
+                verification = verify_files(Path(scratch), reference)
+                # That the other files are not there is not this one's fault.
+                faults = [fault for fault in verification.faults if fault.startswith(ONNX)]
+                rules = _rules(c for c in verification.comparisons if c.artifact == ONNX)
+                yield _judged(mutant, original, reference, faults, rules)
 
 
 def _place(mutant: "Mutant", folder: Path, manifest: dict[str, Any], scratch: Path) -> None:
@@ -120,13 +142,22 @@ def _place(mutant: "Mutant", folder: Path, manifest: dict[str, Any], scratch: Pa
     write_manifest(scratch, manifest | {"files": files | entry})
 
 
-def _judged(mutant: "Mutant", original: bytes, reference: Reference, scratch: Path) -> Judgement:
+def _seen(folder: Path) -> tuple[list[str], list[str]]:
+    """What `verify DIR` finds wrong, and the rules that were broken."""
     try:
-        verification = verify_published(scratch)
-        faults = verification.faults
-        rules = sorted({_rule(c) for c in verification.comparisons if not c.passed})
+        verification = verify_published(folder)
     except DataError as error:
-        faults, rules = [str(error)], ["content"]
+        return [str(error)], ["content"]
+    return verification.faults, _rules(verification.comparisons)
+
+
+def _judged(
+    mutant: "Mutant",
+    original: bytes,
+    reference: Reference,
+    faults: Sequence[str],
+    rules: Sequence[str],
+) -> Judgement:
     named = [fault for fault in faults if mutant.reason and re.search(mutant.reason, fault)]
     verdict: Verdict
     if not mutant.reason:
@@ -137,6 +168,10 @@ def _judged(mutant: "Mutant", original: bytes, reference: Reference, scratch: Pa
         verdict = _passed(mutant, original, reference)
     reason = next(iter(named or faults), "")
     return Judgement(mutant.name, mutant.artifact, verdict, rules, reason)
+
+
+def _rules(comparisons: Iterable[Comparison]) -> list[str]:
+    return sorted({_rule(c) for c in comparisons if not c.passed})
 
 
 def _rule(comparison: Comparison) -> str:

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from job.manifest import file_entries, write_manifest
-from job.verify import Reference, files, mutants
+from job.verify import Comparison, Reference, files, mutants
+from job.verify.battery import Case
 from job.verify.mutants import NUMBERS, ONNX, Mutant
-from job.verify.selftest import Judgement, score, self_test
+from job.verify.selftest import Judgement, score, self_check, self_test
 from tests.conftest import ROOT, Job
 
 from .models import Sample, sample
@@ -166,6 +167,45 @@ def test_the_score_counts_what_was_refused_for_another_reason_as_not_refused() -
         "1 less than rounding"
     )
     assert [one.verdict for one in found if not one.right] == ["survived", "misjudged", "refused"]
+
+
+# The short form.
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_short_form_says_what_the_long_one_says(
+    kind: str, judged: Callable[[str], list[Judgement]], tmp_path: Path
+) -> None:
+    s = MODELS[kind]()
+    reference = s.export(tmp_path / "staged")
+    before = content(tmp_path / "staged")
+    short = list(self_check(tmp_path / "staged", reference))
+    long = {one.mutant: one for one in judged(kind) if one.artifact == ONNX}
+    assert [one.verdict for one in short] == [long[one.mutant].verdict for one in short]
+    assert {one.mutant for one in short} == mutants.TELLING & long.keys()
+    assert sum(one.verdict == "rejected" for one in short) >= 20
+    assert content(tmp_path / "staged") == before
+
+
+def test_every_telling_one_is_made_of_some_model(
+    judged: Callable[[str], list[Judgement]],
+) -> None:
+    made = {one.mutant for kind in MODELS for one in judged(kind) if one.artifact == ONNX}
+    assert made >= mutants.TELLING
+
+
+def test_the_short_form_raises_the_alarm_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pass_all(a: str, e: str, case: Case, *rest: object) -> Comparison:
+        return Comparison(a, e, case.name, len(case.x), compared=len(case.x))
+
+    s = MODELS["relu"]()
+    reference = s.export(tmp_path / "staged")
+    monkeypatch.setattr(files, "compare", pass_all)
+    found = list(self_check(tmp_path / "staged", reference))
+    wrong = {one.mutant for one in found if not one.right}
+    assert {"rows in reverse", "a number for NaN", "nearly relu", "noise"} <= wrong
 
 
 # The real command.
