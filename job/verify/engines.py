@@ -7,6 +7,7 @@ onnx and onnxruntime are imported here only when a file needs them.
 import importlib.util
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,8 +22,9 @@ from job.errors import ExportMismatch
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 # How a tensor in an ONNX file says that its bytes lie in another: an entry with the key "location"
-# (field 1, 8 bytes). onnxruntime would take that file from the working directory.
-_EXTERNAL = b"\x0a\x08location"
+# (field 1, 8 bytes). onnxruntime would take that file from the working directory. Either number may
+# be written longer than it needs to be: protobuf reads 0x88 0x00 as 8 too.
+_EXTERNAL = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 
 # What a model file can be run with.
 RUNTIMES = ("onnxruntime", "torch")
@@ -79,7 +81,7 @@ def load_onnx(content: bytes, *, optimise: bool = True) -> Run:
 def _session(content: bytes, *, optimise: bool = True) -> Any:
     import onnxruntime as ort
 
-    if _EXTERNAL in content:
+    if _EXTERNAL.search(content):
         raise ExportMismatch("weights lie outside model.onnx")
     ort.set_default_logger_severity(4)  # its errors are raised too
     options = ort.SessionOptions()

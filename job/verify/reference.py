@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from job.errors import DataError
 from job.verify.battery import Case, cases
-from job.verify.oracle import ACTIVATIONS, TASKS, Oracle, widths
+from job.verify.oracle import ACTIVATIONS, TASKS, Answer, Oracle, widths
 from job.verify.weights import read_safetensors
 
 Float32 = NDArray[np.float32]
@@ -53,6 +54,16 @@ class Reference:
     def oracle(self) -> Oracle:
         """What every answer is held against."""
         return Oracle(self.weights, self.activation, self.task)
+
+    @cached_property
+    def expected(self) -> list[tuple[Case, Answer]]:
+        """The golden rows, then every input of the battery, with what its answer is held against.
+
+        Evaluated once, however many files are held against this reference.
+        """
+        oracle = self.oracle()
+        goldens = Case("golden vectors", self.golden_input, complete=True)
+        return [(case, oracle(case.x)) for case in (goldens, *self.battery())]
 
     def battery(self) -> list[Case]:
         """All inputs that every file is run with."""

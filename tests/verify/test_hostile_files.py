@@ -29,7 +29,7 @@ from job.errors import DataError, ExportMismatch
 from job.manifest import file_entries, read_manifest, write_manifest
 from job.predict import predict_file
 from job.verify import verify_published
-from job.verify.engines import load_torchscript
+from job.verify.engines import load_onnx, load_torchscript
 from job.verify.weights import read_safetensors
 from tests.conftest import ROOT, Job
 
@@ -354,6 +354,33 @@ def test_weights_outside_the_file_are_not_followed_even_where_they_are_right(
     source, target = copy / "golden" / "input.npy", tmp_path / "out.npy"
     with pytest.raises(ExportMismatch, match="weights lie outside"):
         predict_file(copy, source, target)
+
+
+def field(tag: bytes, content: bytes) -> bytes:
+    """A field of a protobuf message; parts of a message may follow each other."""
+    return tag + bytes([len(content) & 127 | 128, len(content) >> 7]) + content
+
+
+@pytest.mark.parametrize(
+    "key", [b"\x0a\x08", b"\x0a\x88\0", b"\x8a\0\x08", b"\x8a\x80\0\x88\x80\0"]
+)
+def test_weights_outside_are_seen_however_long_their_key_is_written(
+    key: bytes, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = onnx.load(copy / "model.onnx")
+    outside = next(w for w in model.graph.initializer if w.name == "network.0.weight")
+    model.graph.initializer.remove(outside)
+    Path("weights.bin").write_bytes(outside.raw_data)
+    outside.ClearField("raw_data")
+    outside.data_location = onnx.TensorProto.EXTERNAL
+    entry = field(b"\x6a", key + b"location" + field(b"\x12", b"weights.bin"))
+    graph = field(b"\x2a", outside.SerializeToString() + entry)
+    content = model.SerializeToString() + field(b"\x3a", graph)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"input": np.load(copy / "golden" / "input.npy")})
+    with pytest.raises(ExportMismatch, match="weights lie outside"):
+        load_onnx(content)
 
 
 # Files that are code.
