@@ -25,7 +25,15 @@ from typing import Any, TypeVar
 
 from job import interrupt
 from job.durable import fsync, move_folder, remove_folder, write_file
-from job.errors import ConfigError, JobError, NoPermission, OutputError, ReadWriteError, Verdict
+from job.errors import (
+    ConfigError,
+    Interrupted,
+    JobError,
+    NoPermission,
+    OutputError,
+    ReadWriteError,
+    Verdict,
+)
 from job.log import WARNING, event
 from job.manifest import CONTRACT, MANIFEST, file_entries, read_manifest, write_manifest
 
@@ -86,7 +94,7 @@ def claim(output: Path, run_id: str | None, fingerprint: str, new_id: str) -> It
     Raises:
         ConfigError: the id is published or was begun with another fingerprint.
         DataError: the id is published, and its files are not those that were.
-        ReadWriteError: another process held the id too long.
+        ReadWriteError: another process held the id too long, or took this one's folder away.
         Interrupted: a signal came while another process held it.
     """
     with _lock_run(output, run_id, fingerprint, new_id) as name:
@@ -98,8 +106,16 @@ def claim(output: Path, run_id: str | None, fingerprint: str, new_id: str) -> It
             resumed = _begin(run, fingerprint)
             try:
                 yield replace(run, resumed=resumed)
-            except Verdict:
-                remove_folder(run.work)
+            except Interrupted:
+                raise
+            except Exception as error:
+                if not run.scratch.exists():  # whatever failed then failed for that
+                    raise ReadWriteError(
+                        f"another process took the folder {run.scratch} away: does the file "
+                        f"system of the output lock files?"
+                    ) from error
+                if isinstance(error, Verdict):
+                    remove_folder(run.work)
                 raise
             finally:
                 remove_folder(run.scratch)
