@@ -59,7 +59,7 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
         training = train(
             model, data, config, device.torch, run.checkpoints, record.epoch_writer(run)
         )
-        test = evaluate(model, data.test, config.data.task, device.torch)
+        test = evaluate(model, data.test, config.train, device.torch)
         record.say_if_memorising(training, data, config)
         require_quality(config.quality.metrics, test)
 

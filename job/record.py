@@ -19,9 +19,6 @@ from job.report import render_report
 from job.train import EpochRecord, Metrics, Training
 from job.verify import Verification
 
-# The metric that each loss is the training's form of.
-LOSS_METRICS = {"mse": "mse", "cross_entropy": "log_loss"}
-
 
 def say_start(run: Run, device: Device) -> None:
     threads = f"{device.threads} thread" + "s" * (device.threads > 1)
@@ -79,8 +76,11 @@ def epoch_writer(run: Run) -> Callable[[EpochRecord], None]:
 def say_if_memorising(training: Training, data: Dataset, config: Config) -> None:
     """Warns where the training loss is below what any model can reach on new rows, by more than
     four standard errors of a mean over so many rows."""
-    floor, loss = data.floor[LOSS_METRICS[config.train.loss]], training.epochs[-1].training_loss
-    if loss < floor - 4 * data.loss_std / len(data.training.x) ** 0.5:
+    metric, loss = config.train.loss_metric, training.epochs[-1].training_loss
+    if metric is None or metric not in data.floor:
+        return
+    floor = data.floor[metric]
+    if loss < floor - 4 * data.stds[metric] / len(data.training.x) ** 0.5:
         event(
             "memorising",
             f"the training loss {loss:.5g} is below the best reachable {floor:g}: the model is "
@@ -198,7 +198,7 @@ def write_report(
             "versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
         },
         epochs=[asdict(record) for record in training.epochs],
-        floor=facts["data"]["floor"].get(LOSS_METRICS[config.train.loss]),
+        floor=facts["data"]["floor"].get(config.train.loss_metric),
         metrics=facts["metrics"],
         verification=verification.as_json(),
     )

@@ -231,6 +231,7 @@ def attempt(config: Config, folder: Path) -> tuple[Training, MLP, list[EpochReco
         ("train.optimizer.name=adamx",),
         ("train.optimizer={name: adamz, patience: 4}", "train.schedule.name=constant"),
         ("data.kind=gaussians", "train.loss=cross_entropy"),
+        ("model.dropout=0.3", "train.schedule.warmup=4", "train.grad_clip=0.1"),
     ],
 )
 def test_stopped_after_every_step_it_ends_as_if_never_stopped(

@@ -103,9 +103,12 @@ def test_noise_has_nothing_to_do_with_x() -> None:
 def test_the_floor_is_what_the_truth_itself_reaches(kind: str, sigma: float) -> None:
     config = Data(kind=kind, samples=100_000, noise=sigma)  # type: ignore[arg-type]
     data = load_data(config, 5, PLENTY)
-    reached = float(np.mean(np.square(data.training.y - data.training.truth)))
-    error = data.floor["mse"] * (2 / len(data.training.y)) ** 0.5
-    assert reached == pytest.approx(data.floor["mse"], abs=4 * error + 1e-9)
+    errors = data.training.y - data.training.truth
+    for name, losses in (("mse", np.square(errors)), ("mae", np.abs(errors))):
+        std = data.stds[name]
+        assert losses.std() == pytest.approx(std, rel=0.02, abs=1e-6)
+        within = 4 * std / len(losses) ** 0.5 + 1e-6
+        assert losses.mean() == pytest.approx(data.floor[name], abs=within)
 
 
 def test_gaussians_are_their_formula() -> None:
@@ -133,8 +136,10 @@ def test_the_floor_of_gaussians_is_what_the_truth_itself_reaches(sigma: float) -
     data = load_data(config, 5, PLENTY)
     rows, n = data.training, len(data.training.y)
     losses = log_losses(rows)
-    assert losses.std() == pytest.approx(data.loss_std, rel=0.1)
-    assert losses.mean() == pytest.approx(data.floor["log_loss"], abs=4 * data.loss_std / n**0.5)
+    assert losses.std() == pytest.approx(data.stds["log_loss"], rel=0.1)
+    assert losses.mean() == pytest.approx(
+        data.floor["log_loss"], abs=4 * data.stds["log_loss"] / n**0.5
+    )
     right = np.mean(rows.truth.argmax(axis=1) == rows.y[:, 0])
     best = data.floor["accuracy"]
     assert right == pytest.approx(best, abs=4 * (best * (1 - best) / n) ** 0.5)

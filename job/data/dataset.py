@@ -51,7 +51,7 @@ class Dataset:
     rows: int
     sha256: str  # of all rows, chunk by chunk, x before y, little-endian float32
     floor: dict[str, float]  # metric -> its best reachable value
-    loss_std: float  # standard deviation of one row's loss at the floor
+    stds: dict[str, float]  # a loss at its floor -> its standard deviation from row to row
     features: list[str]
     targets: list[str]  # for regression
     classes: list[int]  # for classification
@@ -92,7 +92,7 @@ def load_data(config: Data, seed: int, memory: int) -> Dataset:
         rows=config.samples,
         sha256=digest.hexdigest(),
         floor=floor.metrics,
-        loss_std=floor.loss_std,
+        stds=floor.stds,
         features=[f"x{i}" for i in range(config.features)],
         targets=[] if config.classes else ["y"],
         classes=list(range(config.classes)),

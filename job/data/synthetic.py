@@ -26,7 +26,7 @@ class Floor(NamedTuple):
     """What the truth itself reaches, and so the best that any model can."""
 
     metrics: dict[str, float]
-    loss_std: float  # standard deviation of one row's loss
+    stds: dict[str, float]  # of a loss: its standard deviation from row to row
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,20 @@ class Kind:
 
 
 def _regression(function: Callable[[np.random.Generator, int, int], tuple[Array, Array]]) -> Kind:
-    """y = f(x) + noise e with e ~ N(0, 1): the best mean of (y - p)^2 is noise^2, and the standard
-    deviation of one such square is sqrt(2) noise^2."""
+    """y = f(x) + noise e with e ~ N(0, 1): the best means of (y - p)^2 and |y - p| are noise^2 and
+    sqrt(2 / pi) noise, their standard deviations sqrt(2) noise^2 and sqrt(1 - 2 / pi) noise."""
 
     def draw(generator: np.random.Generator, n: int, features: int, noise: float) -> Rows:
         x, truth = function(generator, n, features)
         return Rows(x, truth + noise * generator.standard_normal((n, 1)), truth)
 
-    return Kind(draw, lambda noise: Floor({"mse": noise**2}, math.sqrt(2) * noise**2))
+    def floor(noise: float) -> Floor:
+        return Floor(
+            {"mse": noise**2, "mae": math.sqrt(2 / math.pi) * noise},
+            {"mse": math.sqrt(2) * noise**2, "mae": math.sqrt(1 - 2 / math.pi) * noise},
+        )
+
+    return Kind(draw, floor)
 
 
 def linear(draw: np.random.Generator, n: int, features: int) -> tuple[Array, Array]:
@@ -93,14 +99,15 @@ def _gaussians_floor(noise: float) -> Floor:
     noise g) / noise^2. Its mean and variance over g are integrated by the trapezoidal rule, whose
     error for a smooth function times exp(-g^2 / 2) is far below float64's rounding."""
     if noise == 0:
-        return Floor({"log_loss": 0.0, "accuracy": 1.0}, 0.0)
+        return Floor({"log_loss": 0.0, "accuracy": 1.0}, {"log_loss": 0.0})
     g = np.linspace(-12, 12, 24_001)
     density = np.exp(-np.square(g) / 2) / math.sqrt(2 * math.pi)
     with np.errstate(divide="ignore", over="ignore"):
         loss = np.logaddexp(0, -2 * (1 + noise * g) / np.float64(noise) ** 2)
     mean, square = (float(np.trapezoid(density * loss**power, g)) for power in (1, 2))
     correct = 1 - math.erfc(1 / (noise * math.sqrt(2))) / 2
-    return Floor({"log_loss": mean, "accuracy": correct}, math.sqrt(max(0.0, square - mean**2)))
+    std = math.sqrt(max(0.0, square - mean**2))
+    return Floor({"log_loss": mean, "accuracy": correct}, {"log_loss": std})
 
 
 KINDS: Mapping[str, Kind] = {

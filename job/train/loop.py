@@ -6,30 +6,25 @@ Shapes: N training rows, B rows of a batch, F features, O outputs.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from job import interrupt
 from job.config import Checkpoint, Config
-from job.data import Dataset, Split
+from job.data import Dataset
 from job.errors import Diverged
 from job.log import event
-from job.model import MLP, Unstandardise
+from job.model import MLP, with_dropout
 from job.optim import make_optimizer
-from job.streams import Purpose, generator
+from job.streams import Purpose, generator, seed_of
 from job.train.checkpoint import load_checkpoint, save_checkpoint
 from job.train.evaluate import Metrics, evaluate
+from job.train.loss import Objective
 from job.train.schedule import learning_rate_factor
 from job.train.step import training_step
-
-LOSSES: dict[str, type[nn.Module]] = {
-    "mse": nn.MSELoss,
-    "cross_entropy": nn.CrossEntropyLoss,  # of what the softmax is applied to
-}
 
 
 @dataclass(frozen=True)
@@ -81,93 +76,106 @@ def train(
         Diverged: a loss or a gradient was not finite; names epoch and step.
         Interrupted: a signal has come; the state is saved.
     """
-    model.to(device)
-    x, y, unit = _as_trained(model, data.training, device)
-    optimizer = make_optimizer(model.network.parameters(), config.train.optimizer)
-    training = _restored(checkpoints, model, optimizer)
-    for record in training.epochs:
+    trainer = Trainer(model, data, config, device, checkpoints)
+    for record in trainer.training.epochs:
         on_epoch(record)
-    saver = Saver(checkpoints, config.train.checkpoint, model, optimizer, training)
+    while not trainer.done:
+        on_epoch(trainer.train_epoch())
+        trainer.saver.after_epoch(last=trainer.done)
+    model.eval()
+    return trainer.training
 
-    for epoch in range(len(training.epochs) + 1, config.train.epochs + 1):
-        lr = _rest_of_epoch(epoch, model, optimizer, x, y, config, training, saver)
-        model.eval()
-        metrics = evaluate(model, data.validation, config.data.task, device)
-        loss = unit * training.loss_sum / len(x)
+
+class Trainer:
+    """A model on its way: what its steps need, on the device, and how far it is."""
+
+    def __init__(
+        self, model: MLP, data: Dataset, config: Config, device: torch.device, checkpoints: Path
+    ) -> None:
+        self.config, self.device, self.validation = config, device, data.validation
+        self.model = model.to(device)
+        self.network = with_dropout(model.network, config.model.dropout)
+        self.objective = Objective(config.train, model)
+        self.loss_function = self.objective.function.to(device)
+        with torch.no_grad():
+            self.x = model.input(torch.from_numpy(data.training.x).to(device))
+            self.y = self.objective.targets(torch.from_numpy(data.training.y).to(device))
+        self.steps_per_epoch = -(-len(self.x) // config.train.batch_size)
+        self.optimizer = make_optimizer(model.network.parameters(), config.train.optimizer)
+        self.training = _restored(checkpoints, model, self.optimizer)
+        self.saver = Saver(
+            checkpoints, config.train.checkpoint, model, self.optimizer, self.training
+        )
+
+    @property
+    def done(self) -> bool:
+        return len(self.training.epochs) == self.config.train.epochs
+
+    def train_epoch(self) -> EpochRecord:
+        """The steps of the epoch that are not done yet, and its record."""
+        training, epochs = self.training, self.config.train.epochs
+        epoch = len(training.epochs) + 1
+        self._rest_of_epoch(epoch)
+        self.model.eval()
+        metrics = evaluate(self.model, self.validation, self.config.train, self.device)
+        loss = self.objective.unit * training.loss_sum / len(self.x)
+        lr = float(self.optimizer.param_groups[0]["lr"])
         record = EpochRecord(epoch, training.steps, lr, loss, metrics)
         training.epochs.append(record)
         training.loss_sum = 0.0
-        on_epoch(record)
         event(
             "epoch",
-            f"epoch {epoch}/{config.train.epochs}  loss {record.training_loss:.5g}  "
-            f"validation {metrics['loss']:.5g}  {training.samples_per_second:,.0f} rows/s",
+            f"epoch {epoch}/{epochs}  loss {loss:.5g}  validation {metrics['loss']:.5g}  "
+            f"{training.samples_per_second:,.0f} rows/s",
             epoch=epoch,
-            training_loss=record.training_loss,
+            training_loss=loss,
             validation=metrics,
             samples_per_second=training.samples_per_second,
         )
-        saver.after_epoch(last=epoch == config.train.epochs)
-    return training
+        return record
 
+    def _rest_of_epoch(self, epoch: int) -> None:
+        training, size = self.training, self.config.train.batch_size
+        self.network.train()
+        batches = _shuffled(len(self.x), size, self.config.seed, epoch, self.device)
+        done = training.steps - (epoch - 1) * self.steps_per_epoch
+        stopwatch = time.perf_counter()
+        for rows in batches[done:]:
+            try:
+                loss = self._step(rows)
+            except Diverged as reason:
+                raise Diverged(
+                    f"training diverged at step {training.steps + 1} in epoch {epoch}: {reason}; "
+                    f"lower train.optimizer.lr"
+                ) from None
+            training.steps += 1
+            training.loss_sum += loss * len(rows)
+            training.rows += len(rows)
+            if self.saver.due:
+                training.seconds += time.perf_counter() - stopwatch
+                self.saver.within_epoch()
+                stopwatch = time.perf_counter()
+        training.seconds += time.perf_counter() - stopwatch
 
-def _rest_of_epoch(
-    epoch: int,
-    model: MLP,
-    optimizer: torch.optim.Optimizer,
-    x: Tensor,
-    y: Tensor,
-    config: Config,
-    training: Training,
-    saver: "Saver",
-) -> float:
-    """The steps of `epoch` that are not done yet; returns the last learning rate."""
-    loss_function = LOSSES[config.train.loss]()
-    steps_per_epoch = -(-len(x) // config.train.batch_size)
-    schedule = partial(
-        learning_rate_factor,
-        config.train.schedule.name,
-        steps=config.train.epochs * steps_per_epoch,
-    )
-    model.train()
-    batches = _shuffled(len(x), config.train.batch_size, config.seed, epoch, x.device)
-    done = training.steps - (epoch - 1) * steps_per_epoch
-    stopwatch = time.perf_counter()
-    for rows in batches[done:]:
-        if config.train.schedule.name != "constant":  # which leaves lr to the optimizer
-            for group in optimizer.param_groups:
-                group["lr"] = config.train.optimizer.lr * schedule(training.steps)
-        training.steps += 1
-        try:
-            loss = training_step(model.network, loss_function, optimizer, x[rows], y[rows])
-        except Diverged as reason:
-            raise Diverged(
-                f"training diverged at step {training.steps} in epoch {epoch}: {reason}; "
-                f"lower train.optimizer.lr"
-            ) from None
-        training.loss_sum += loss * len(rows)
-        training.rows += len(rows)
-        if saver.due:
-            training.seconds += time.perf_counter() - stopwatch
-            saver.within_epoch()
-            stopwatch = time.perf_counter()
-    training.seconds += time.perf_counter() - stopwatch
-    return float(optimizer.param_groups[0]["lr"])
-
-
-@torch.no_grad()
-def _as_trained(model: MLP, rows: Split, device: torch.device) -> tuple[Tensor, Tensor, float]:
-    """The training rows as the network and the loss see them, on the device, and the loss's unit.
-
-    Standardised x (N, F) and y (N, O), where a loss of 1 is the target's variance; or for classes
-    their numbers y (N,), where the loss has no unit.
-    """
-    x: Tensor = model.input(torch.from_numpy(rows.x).to(device))
-    y = torch.from_numpy(rows.y).to(device)
-    if isinstance(model.output, Unstandardise):
-        unit = float(model.output.std.square().mean())
-        return x, (y - model.output.mean) / model.output.std, unit
-    return x, y[:, 0].long(), 1.0
+    def _step(self, rows: Tensor) -> float:
+        """One step on these rows; its learning rate and dropout follow from its number alone."""
+        config, step = self.config.train, self.training.steps
+        if not config.schedule.steady:
+            factor = learning_rate_factor(
+                config.schedule, step, config.epochs * self.steps_per_epoch
+            )
+            for group in self.optimizer.param_groups:
+                group["lr"] = config.optimizer.lr * factor
+        if self.config.model.dropout > 0:  # torch.nn.Dropout draws from torch's own generator
+            torch.manual_seed(seed_of(self.config.seed, Purpose.DROPOUT, step))
+        return training_step(
+            self.network,
+            self.loss_function,
+            self.optimizer,
+            self.x[rows],
+            self.y[rows],
+            grad_clip=config.grad_clip,
+        )
 
 
 def _shuffled(n: int, size: int, seed: int, epoch: int, device: torch.device) -> Sequence[Tensor]:

@@ -123,10 +123,11 @@ def test_a_schedule_beside_adamz_is_refused(schedule: str, place: str, tmp_path:
     with pytest.raises(ConfigError) as caught:
         load_config(str(path))
     name = "linear" if "linear" in schedule else "cosine"
-    assert caught.value.faults == [
+    (fault,) = caught.value.faults
+    assert fault.startswith(
         f"{place}: train.schedule: adamz adjusts the learning rate itself and a {name} schedule "
-        f'would overwrite it; set train.schedule.name=constant, got {{"name": "{name}"}}'
-    ]
+        f'would overwrite it; set train.schedule={{name: constant}}, got {{"name": "{name}"'
+    )
     assert (
         load_config(str(path), ["train.schedule.name=constant"]).train.schedule.name == "constant"
     )
