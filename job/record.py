@@ -76,7 +76,7 @@ def epoch_writer(run: Run) -> Callable[[EpochRecord], None]:
 def say_if_memorising(training: Training, data: Dataset, config: Config) -> None:
     """Warns where the training loss is below what any model can reach on new rows, by more than
     four standard errors of a mean over so many rows."""
-    metric, loss = config.train.loss_metric, training.epochs[-1].training_loss
+    metric, loss = config.train.loss_metric, training.result.training_loss
     if metric is None or metric not in data.floor:
         return
     floor = data.floor[metric]
@@ -135,9 +135,10 @@ def manifest_fields(
             "sha256": data.sha256,
             "floor": data.floor,
         },
-        "metrics": {"validation": training.epochs[-1].validation, "test": test},
+        "metrics": {"validation": training.result.validation, "test": test},
         "training": {
             "epochs": len(training.epochs),
+            "best_epoch": training.best,
             "steps": training.steps,
             "samples_per_second": training.samples_per_second,
             "optimizer": config.train.optimizer.name,

@@ -1,5 +1,6 @@
 """Training: against torch's own loop, against a hand-worked step, and when it diverges."""
 
+import logging
 import math
 import tempfile
 from collections.abc import Callable
@@ -495,3 +496,61 @@ def test_dropout_keeps_a_wide_model_from_memorising() -> None:
         run(model, data, config)
         losses.append(evaluate(model, data.training, config.train, CPU)["mse"] or 0.0)
     assert losses[0] < 0.1 * losses[1]
+
+
+# Early stopping, on noise: there is nothing to learn, and soon the validation loss rises.
+
+NOISE = ("data.kind=noise", "train.schedule.name=constant", "train.optimizer.lr=0.005")
+
+
+def losses(training: Training) -> list[float]:
+    return [record.validation_loss for record in training.epochs]
+
+
+def test_it_stops_where_the_loss_falls_no_more_with_the_best_epochs_weights(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole, last = trained(*NOISE, "train.epochs=12")
+    best = int(np.argmin(losses(whole))) + 1
+    caplog.set_level(logging.INFO, logger="job")
+    training, model = trained(*NOISE, "train.epochs=12", "train.early_stopping.patience=4")
+    assert 1 < best < 8
+    assert losses(training) == losses(whole)[: best + 4]
+    assert (training.best, training.result) == (best, whole.epochs[best - 1])
+    assert f"of {best + 4} epochs the validation loss was lowest after epoch {best}" in caplog.text
+    _, wanted = trained(*NOISE, f"train.epochs={best}")
+    for name, weight in model.weights().items():
+        assert weight.tobytes() == wanted.weights()[name].tobytes()
+    assert (
+        model.weights()["network.0.weight"].tobytes()
+        != last.weights()["network.0.weight"].tobytes()
+    )
+
+
+def test_with_patience_to_the_end_the_best_weights_are_taken_all_the_same() -> None:
+    training, model = trained(*NOISE, "train.epochs=12", "train.early_stopping.patience=12")
+    assert len(training.epochs) == 12
+    assert training.best == int(np.argmin(losses(training))) + 1 < 12
+    _, data, _ = prepared(*NOISE)
+    loss = evaluate(model, data.validation, Train(), CPU)["loss"]
+    assert loss == pytest.approx(min(losses(training)), rel=1e-12)
+
+
+def test_a_fall_that_is_not_more_than_min_delta_is_none() -> None:
+    whole, _ = trained(*NOISE, "train.epochs=12")
+    first, second = losses(whole)[:2]
+    assert second < first
+    for share, best in ((0.99, 2), (1.01, 1)):
+        delta = (first - second) * share
+        stopping = f"train.early_stopping={{patience: 1, min_delta: {delta}}}"
+        training, _ = trained(*NOISE, "train.epochs=12", stopping)
+        assert training.best >= best
+        assert (training.best == 1) == (best == 1)
+
+
+def test_without_it_the_last_epochs_weights_stay() -> None:
+    training, model = trained(*NOISE, "train.epochs=12")
+    assert training.result is training.epochs[-1]
+    _, data, _ = prepared(*NOISE)
+    loss = evaluate(model, data.validation, Train(), CPU)["loss"]
+    assert loss == pytest.approx(losses(training)[-1], rel=1e-12)

@@ -282,6 +282,15 @@ class Schedule(Section):
         return self.warmup if isinstance(self.warmup, int) else round(self.warmup * steps)
 
 
+class EarlyStopping(Section):
+    """Ends the training once the validation loss falls no more; the best epoch's weights stay."""
+
+    patience: Count = 5
+    """Epochs in a row without a lower loss, after which it ends."""
+    min_delta: NonNegative = 0.0
+    """A loss is lower if it is so by more than this, in the loss's own unit."""
+
+
 class Checkpoint(Section):
     """When the state is saved, to be resumed from after a signal, a kill or a power cut."""
 
@@ -326,6 +335,8 @@ class Train(Section):
     grad_clip: Rate | None = None
     """Norm to which the gradients of a step are clipped, all together; null leaves them. adamz
     clips by its own max_grad_norm besides."""
+    early_stopping: EarlyStopping | None = None
+    """null trains all epochs, and the last one's weights stay."""
     checkpoint: Checkpoint = Checkpoint()
 
     @field_validator("huber_delta", "class_weights", "label_smoothing")

@@ -37,12 +37,19 @@ class EpochRecord:
     training_loss: float  # mean over the epoch, each batch before its own update
     validation: Metrics
 
+    @property
+    def validation_loss(self) -> float:
+        loss = self.validation["loss"]
+        assert loss is not None
+        return loss
+
 
 @dataclass
 class Training:
     """How far the training is, and what it did so far."""
 
     epochs: list[EpochRecord] = field(default_factory=list)
+    best: int = 0  # the epoch whose weights the model ends with; the last but for early stopping
     steps: int = 0
     loss_sum: float = 0.0  # over the rows of the epoch that is under way
     rows: int = 0
@@ -51,6 +58,11 @@ class Training:
     @property
     def samples_per_second(self) -> float:
         return self.rows / self.seconds
+
+    @property
+    def result(self) -> EpochRecord:
+        """The record of the epoch whose weights the model ends with."""
+        return self.epochs[self.best - 1]
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Training":
@@ -82,7 +94,7 @@ def train(
     while not trainer.done:
         on_epoch(trainer.train_epoch())
         trainer.saver.after_epoch(last=trainer.done)
-    model.eval()
+    trainer.take_best()
     return trainer.training
 
 
@@ -102,14 +114,14 @@ class Trainer:
             self.y = self.objective.targets(torch.from_numpy(data.training.y).to(device))
         self.steps_per_epoch = -(-len(self.x) // config.train.batch_size)
         self.optimizer = make_optimizer(model.network.parameters(), config.train.optimizer)
-        self.training = _restored(checkpoints, model, self.optimizer)
-        self.saver = Saver(
-            checkpoints, config.train.checkpoint, model, self.optimizer, self.training
-        )
+        self.saver = Saver(checkpoints, config.train.checkpoint, model, self.optimizer)
+        self.training = self.saver.training
 
     @property
     def done(self) -> bool:
-        return len(self.training.epochs) == self.config.train.epochs
+        epochs, stopping = len(self.training.epochs), self.config.train.early_stopping
+        stopped = stopping is not None and epochs - self.training.best >= stopping.patience
+        return stopped or epochs == self.config.train.epochs
 
     def train_epoch(self) -> EpochRecord:
         """The steps of the epoch that are not done yet, and its record."""
@@ -121,6 +133,7 @@ class Trainer:
         loss = self.objective.unit * training.loss_sum / len(self.x)
         lr = float(self.optimizer.param_groups[0]["lr"])
         record = EpochRecord(epoch, training.steps, lr, loss, metrics)
+        self._note_if_best(record)
         training.epochs.append(record)
         training.loss_sum = 0.0
         event(
@@ -133,6 +146,31 @@ class Trainer:
             samples_per_second=training.samples_per_second,
         )
         return record
+
+    def _note_if_best(self, record: EpochRecord) -> None:
+        stopping, training = self.config.train.early_stopping, self.training
+        if stopping is None:
+            training.best = record.epoch
+        elif (
+            training.best == 0
+            or record.validation_loss < training.result.validation_loss - stopping.min_delta
+        ):
+            training.best = record.epoch
+            self.saver.note_best()
+
+    def take_best(self) -> None:
+        """Gives the model the best epoch's weights, and says so where it was not the last."""
+        self.model.eval()
+        epochs, best = len(self.training.epochs), self.training.best
+        if best < epochs:
+            self.model.network.load_state_dict(self.saver.best)
+            event(
+                "early_stopping",
+                f"of {epochs} epochs the validation loss was lowest after epoch {best}: its "
+                f"weights are taken",
+                epochs=epochs,
+                best=best,
+            )
 
     def _rest_of_epoch(self, epoch: int) -> None:
         training, size = self.training, self.config.train.batch_size
@@ -184,23 +222,28 @@ def _shuffled(n: int, size: int, seed: int, epoch: int, device: torch.device) ->
     return torch.split(torch.from_numpy(order).to(device), size)
 
 
-@dataclass
 class Saver:
-    """Decides when a checkpoint is due, and writes it."""
+    """The state of a training: restores it, decides when a checkpoint is due, and writes it."""
 
-    folder: Path
-    config: Checkpoint
-    model: MLP
-    optimizer: torch.optim.Optimizer
-    training: Training
-    last: float = field(default_factory=time.monotonic)
+    def __init__(
+        self, folder: Path, config: Checkpoint, model: MLP, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.folder, self.config, self.model, self.optimizer = folder, config, model, optimizer
+        self.training = Training()
+        self.best: dict[str, Tensor] = {}  # the network's weights after the best epoch
+        self.last = time.monotonic()
+        self._restore()
 
     @property
     def due(self) -> bool:
-        """Is one wanted now, in the middle of an epoch?"""
+        """Is a checkpoint wanted now, in the middle of an epoch?"""
         seconds = self.config.every_seconds
         late = seconds is not None and time.monotonic() - self.last >= seconds
         return late or interrupt.requested()
+
+    def note_best(self) -> None:
+        """Keeps a copy of the network's weights."""
+        self.best = {name: w.clone() for name, w in self.model.network.state_dict().items()}
 
     def within_epoch(self) -> None:
         """Saves.
@@ -227,23 +270,23 @@ class Saver:
             "network": self.model.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "training": asdict(self.training),
+            "best": self.best,
         }
         save_checkpoint(self.folder, self.training.steps, state)
         self.last = time.monotonic()
 
-
-def _restored(folder: Path, model: MLP, optimizer: torch.optim.Optimizer) -> Training:
-    """Puts model and optimizer where the newest checkpoint left them, and says how far that is."""
-    state = load_checkpoint(folder)
-    if state is None:
-        return Training()
-    model.network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    training = Training.from_state(state["training"])
-    event(
-        "resumed",
-        f"going on after step {training.steps}, {len(training.epochs)} epochs are done",
-        steps=training.steps,
-        epochs=len(training.epochs),
-    )
-    return training
+    def _restore(self) -> None:
+        """Puts all where the newest checkpoint left it, if there is one."""
+        state = load_checkpoint(self.folder)
+        if state is None:
+            return
+        self.model.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.training, self.best = Training.from_state(state["training"]), state["best"]
+        steps, epochs = self.training.steps, len(self.training.epochs)
+        event(
+            "resumed",
+            f"going on after step {steps}, {epochs} epochs are done",
+            steps=steps,
+            epochs=epochs,
+        )
