@@ -236,6 +236,7 @@ WORSENING = ("data.kind=noise", "train.schedule.name=constant", "train.optimizer
         ("train.optimizer={name: adamz, patience: 4}", "train.schedule.name=constant"),
         ("data.kind=gaussians", "train.loss=cross_entropy"),
         ("model.dropout=0.3", "train.schedule.warmup=4", "train.grad_clip=0.1"),
+        ("train.precision=bfloat16", "model.dropout=0.1"),
         (*WORSENING, "train.early_stopping.patience=1", "train.epochs=9"),  # ends after 3
         (*WORSENING, "train.early_stopping.patience=5"),  # does not, but the second is the best
     ],

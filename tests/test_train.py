@@ -19,7 +19,7 @@ from job.errors import Diverged
 from job.model import MLP, Unstandardise, build_model, with_dropout
 from job.optim import make_optimizer
 from job.streams import Purpose, generator
-from job.train import EpochRecord, Training, evaluate, train
+from job.train import EpochRecord, Training, evaluate, loop, train
 from job.train.loop import _shuffled
 from job.train.loss import Objective
 from job.train.schedule import learning_rate_factor
@@ -554,3 +554,72 @@ def test_without_it_the_last_epochs_weights_stay() -> None:
     _, data, _ = prepared(*NOISE)
     loss = evaluate(model, data.validation, Train(), CPU)["loss"]
     assert loss == pytest.approx(losses(training)[-1], rel=1e-12)
+
+
+# Precision.
+
+
+def test_bfloat16_is_trained_in_and_the_model_stays_float32() -> None:
+    keys = ("train.epochs=4", "train.optimizer.lr=0.02")
+    (full, _), (_, data, _) = trained(*keys), prepared()
+    training, model = trained(*keys, "train.precision=bfloat16")
+    assert all(weight.dtype == np.float32 for weight in model.weights().values())
+    assert model(torch.from_numpy(data.test.x)).dtype == torch.float32
+    for record, other in zip(training.epochs, full.epochs, strict=True):
+        assert record.training_loss != other.training_loss
+        assert record.training_loss == pytest.approx(other.training_loss, rel=0.02)
+    _, again = trained(*keys, "train.precision=bfloat16")
+    for name, weight in model.weights().items():
+        assert weight.tobytes() == again.weights()[name].tobytes()
+
+
+def test_bfloat16_rounds_the_layers_and_not_the_loss() -> None:
+    """1 + 2^-9 is 1 in bfloat16, and log 2 would be 0.691."""
+    network = nn.Sequential(nn.Linear(1, 1, bias=False))
+    nn.init.constant_(network[0].weight, 1 + 2**-9)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    x, y = torch.ones(1, 1), torch.full((1, 1), 1 + 2**-12)
+    loss = training_step(network, nn.MSELoss(), optimizer, x, y, bfloat16=True)
+    assert loss == 2**-24
+    assert network[0].weight.item() == 1 + 2**-9  # type: ignore[operator]
+
+    network = nn.Sequential(nn.Linear(1, 2))
+    nn.init.zeros_(network[0].weight)  # type: ignore[arg-type]
+    nn.init.zeros_(network[0].bias)  # type: ignore[arg-type]
+    y = torch.zeros(1, dtype=torch.long)
+    loss = training_step(network, nn.CrossEntropyLoss(), optimizer, x, y, bfloat16=True)
+    assert loss == pytest.approx(math.log(2), rel=1e-6)
+
+
+def test_tf32_is_on_in_the_steps_and_never_in_the_evaluation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, set[str]] = {"training_step": set(), "evaluate": set()}
+
+    def spy_on(name: str) -> None:
+        real = getattr(loop, name)
+
+        def spy(*arguments: Any, **keywords: Any) -> Any:
+            seen[name].add(torch.get_float32_matmul_precision())
+            return real(*arguments, **keywords)
+
+        monkeypatch.setattr(loop, name, spy)
+
+    for name in seen:
+        spy_on(name)
+    for precision, within in (("tf32", "high"), ("float32", "highest"), ("bfloat16", "highest")):
+        trained(f"train.precision={precision}", "train.epochs=1")
+        assert seen == {"training_step": {within}, "evaluate": {"highest"}}
+        seen["training_step"].clear()
+    with pytest.raises(Diverged):
+        trained("train.precision=tf32", "train.optimizer={name: sgd, lr: 1e15}")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_tf32_on_a_cpu_is_float32_and_is_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
+    _, plain = trained("train.epochs=1")
+    assert "tf32" not in caplog.text
+    _, model = trained("train.epochs=1", "train.precision=tf32")
+    assert "train.precision tf32 has no effect, the CPU has no TF32" in caplog.text
+    for name, weight in model.weights().items():
+        assert weight.tobytes() == plain.weights()[name].tobytes()

@@ -332,6 +332,9 @@ class Train(Section):
     """Passes over the training rows."""
     batch_size: Count = 8192
     """Rows a step; the last, smaller batch of an epoch is trained too."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the matrix products in a training step: tf32 needs a GPU and is float32 on a CPU, bfloat16
+    is torch.autocast's. Weights, metrics and the exported model are float32 in any case."""
     grad_clip: Rate | None = None
     """Norm to which the gradients of a step are clipped, all together; null leaves them. adamz
     clips by its own max_grad_norm besides."""

@@ -23,6 +23,7 @@ from job.streams import Purpose, generator, seed_of
 from job.train.checkpoint import load_checkpoint, save_checkpoint
 from job.train.evaluate import Metrics, evaluate
 from job.train.loss import Objective
+from job.train.precision import say_if_tf32_is_float32, tf32
 from job.train.schedule import learning_rate_factor
 from job.train.step import training_step
 
@@ -114,6 +115,9 @@ class Trainer:
             self.y = self.objective.targets(torch.from_numpy(data.training.y).to(device))
         self.steps_per_epoch = -(-len(self.x) // config.train.batch_size)
         self.optimizer = make_optimizer(model.network.parameters(), config.train.optimizer)
+        self.tf32 = config.train.precision == "tf32"
+        if self.tf32:
+            say_if_tf32_is_float32(device)
         self.saver = Saver(checkpoints, config.train.checkpoint, model, self.optimizer)
         self.training = self.saver.training
 
@@ -127,7 +131,8 @@ class Trainer:
         """The steps of the epoch that are not done yet, and its record."""
         training, epochs = self.training, self.config.train.epochs
         epoch = len(training.epochs) + 1
-        self._rest_of_epoch(epoch)
+        with tf32(self.tf32):
+            self._rest_of_epoch(epoch)
         self.model.eval()
         metrics = evaluate(self.model, self.validation, self.config.train, self.device)
         loss = self.objective.unit * training.loss_sum / len(self.x)
@@ -213,6 +218,7 @@ class Trainer:
             self.x[rows],
             self.y[rows],
             grad_clip=config.grad_clip,
+            bfloat16=config.precision == "bfloat16",
         )
 
 

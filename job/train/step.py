@@ -17,16 +17,20 @@ def training_step(
     y: Tensor,
     *,
     grad_clip: float | None = None,
+    bfloat16: bool = False,
 ) -> float:
     """Forward, backward, update on x (B, F), y (B, O); the mean loss over the batch.
 
-    `grad_clip` is the norm to which the gradients are clipped, all together.
+    `grad_clip` is the norm to which the gradients are clipped, all together; `bfloat16` lets
+    torch.autocast compute the layers in it, from float32 weights.
 
     Raises:
         Diverged: the loss or a gradient is not finite; the weights are as before.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss: Tensor = loss_function(network(x), y)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+        answer = network(x)
+    loss: Tensor = loss_function(answer.float(), y)
     loss.backward()  # type: ignore[no-untyped-call]
     _require_finite(loss, network)
     if grad_clip is not None:
