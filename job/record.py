@@ -223,6 +223,6 @@ def write_failure(run: Run, config: Config, verdict: Verdict) -> None:
 
 
 def _model(config: Config) -> str:
-    outputs = config.data.classes or 1
+    outputs = config.data.classes or config.data.outputs
     widths = "-".join(map(str, [config.data.features, *config.model.hidden, outputs]))
     return f"MLP {widths}, {config.model.activation}, {config.train.optimizer.name}"

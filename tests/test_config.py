@@ -119,6 +119,7 @@ def test_all_faults_are_reported_at_once_with_place_expectation_and_nearest_key(
         ("train: {optimizer: {lr: 0}}", "1: train.optimizer.lr: expected a number greater than 0"),
         ("train: 5", "1: train: expected a section of key: value lines, got 5"),
         ("data: {features: 4}", "1: data.features: friedman1 needs at least 5 features, got 4"),
+        ("data: {outputs: 2}", "1: data.outputs: friedman1 has one output; noise and linear may"),
         ("data: {samples: 100}", "1: data.test: the test split would have 10 rows and needs 32"),
         ("data: {validation: 0.6, test: 0.5}", "1: data.test: validation (0.6) and test (0.5)"),
         (

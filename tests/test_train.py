@@ -233,6 +233,47 @@ def test_metrics_by_hand() -> None:
     }
 
 
+def test_metrics_of_several_outputs_by_hand() -> None:
+    """The second output's unit is ten times the first's; the loss is the mean of squares in
+    standard deviations, 3 and 30, times the mean variance."""
+
+    class Zero(MLP):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(x), 2)
+
+    rows = Split(
+        x=np.zeros((2, 1), np.float32),
+        y=np.array([[1, 20], [-1, 0]], np.float32),
+        truth=np.array([[1.0, 10.0], [0.0, 10.0]]),
+    )
+    model = Zero(1, (), 2, "relu")
+    assert isinstance(model.output, Unstandardise)
+    model.output.std.copy_(torch.tensor([3.0, 30.0]))
+    assert evaluate(model, rows, Train(), CPU) == {
+        "loss": pytest.approx((1 / 9 + 200 / 900) / 2 * (9 + 900) / 2),
+        "mse": pytest.approx((1 + 200) / 2),
+        "mae": pytest.approx((1 + 10) / 2),
+        "r2": pytest.approx(((1 - 1 / 1) + (1 - 200 / 100)) / 2),
+        "excess_risk": pytest.approx((0.5 + 100) / 2),
+    }
+
+
+def test_several_outputs_are_learnt_each_to_its_floor() -> None:
+    config, data, model = prepared(
+        "data.kind=linear", "data.outputs=3", "model.hidden=[]", "train.epochs=100",
+        "train.optimizer.lr=0.05",
+    )  # fmt: skip
+    training = run(model, data, config)
+    answers = model(torch.from_numpy(data.test.x)).detach().numpy()
+    risks = np.square(answers - data.test.truth).mean(axis=0)
+    assert (risks < 4 * 11 / 1600).all()
+    test = evaluate(model, data.test, config.train, CPU)
+    assert test["excess_risk"] == pytest.approx(risks.mean())
+    # All outputs vary alike, so that in their unit the loss is the mse.
+    assert test["loss"] == pytest.approx(test["mse"], rel=0.01)
+    assert training.epochs[-1].training_loss == pytest.approx(1.0, abs=0.1)
+
+
 def test_metrics_of_classes_by_hand() -> None:
     class Given(MLP):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -73,6 +73,8 @@ class Data(Section):
     """Rows over all three splits."""
     features: Annotated[int, Field(ge=1, le=65_536)] = 10
     """Columns of x; friedman1 uses the first 5, the others are distractors."""
+    outputs: Annotated[int, Field(ge=1, le=65_536)] = 1
+    """Columns of y, each with its own truth; more than 1 for noise and linear."""
     noise: Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)] = 1.0
     """Standard deviation of the irreducible noise in y, so that noise^2 is the best MSE; for
     gaussians that of x around the centres, which are 2 apart."""
@@ -87,6 +89,14 @@ class Data(Section):
         if info.data.get("kind") == "friedman1" and features < 5:
             raise ValueError("friedman1 needs at least 5 features")
         return features
+
+    @field_validator("outputs")
+    @classmethod
+    def _one_output(cls, outputs: int, info: ValidationInfo) -> int:
+        kind = info.data.get("kind", "noise")
+        if outputs > 1 and kind not in ("noise", "linear"):
+            raise ValueError(f"{kind} has one output; noise and linear may have more")
+        return outputs
 
     @field_validator("test")
     @classmethod

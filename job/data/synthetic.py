@@ -11,11 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from job.config import Data
+
 Array = NDArray[np.float64]
 
 
 class Rows(NamedTuple):
-    """x (n, F); y (n, 1), the target or the class's number; truth f(x) (n, O) or (n, K)."""
+    """x (n, F); y (n, O), the targets, or (n, 1), the class's number; truth (n, O) or (n, K)."""
 
     x: Array
     y: Array
@@ -31,34 +33,45 @@ class Floor(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
-    """`draw(generator, n, F, noise)` makes rows, `floor(noise)` is known by construction."""
+    """`draw` makes n rows; `floor` is known by construction."""
 
-    draw: Callable[[np.random.Generator, int, int, float], Rows]
-    floor: Callable[[float], Floor]
+    draw: Callable[[np.random.Generator, int, Data], Rows]
+    floor: Callable[[Data], Floor]
 
 
-def _regression(function: Callable[[np.random.Generator, int, int], tuple[Array, Array]]) -> Kind:
+def _regression(
+    function: Callable[[np.random.Generator, int, Data], tuple[Array, Array]],
+) -> Kind:
     """y = f(x) + noise e with e ~ N(0, 1): the best means of (y - p)^2 and |y - p| are noise^2 and
-    sqrt(2 / pi) noise, their standard deviations sqrt(2) noise^2 and sqrt(1 - 2 / pi) noise."""
+    sqrt(2 / pi) noise, their standard deviations sqrt(2) noise^2 and sqrt(1 - 2 / pi) noise; those
+    of a row's mean over O outputs, whose e are independent, are smaller by sqrt(O)."""
 
-    def draw(generator: np.random.Generator, n: int, features: int, noise: float) -> Rows:
-        x, truth = function(generator, n, features)
-        return Rows(x, truth + noise * generator.standard_normal((n, 1)), truth)
+    def draw(generator: np.random.Generator, n: int, config: Data) -> Rows:
+        x, truth = function(generator, n, config)
+        return Rows(x, truth + config.noise * generator.standard_normal(truth.shape), truth)
 
-    def floor(noise: float) -> Floor:
+    def floor(config: Data) -> Floor:
+        noise, root = config.noise, math.sqrt(config.outputs)
         return Floor(
             {"mse": noise**2, "mae": math.sqrt(2 / math.pi) * noise},
-            {"mse": math.sqrt(2) * noise**2, "mae": math.sqrt(1 - 2 / math.pi) * noise},
+            {
+                "mse": math.sqrt(2) * noise**2 / root,
+                "mae": math.sqrt(1 - 2 / math.pi) * noise / root,
+            },
         )
 
     return Kind(draw, floor)
 
 
-def linear(draw: np.random.Generator, n: int, features: int) -> tuple[Array, Array]:
-    """x (n, F) standard normal, f(x) (n, 1) = 1 + sum over i from 0 of x_i / (i + 1)."""
+def linear(
+    draw: np.random.Generator, n: int, features: int, outputs: int = 1
+) -> tuple[Array, Array]:
+    """x (n, F) standard normal, f(x) (n, O): output k, from 0, is 1 + k + the sum over i from 0 of
+    x_{i + k} / (i + 1), where the features go round."""
     x = draw.standard_normal((n, features))
-    f = 1 + (x / np.arange(1, features + 1)).sum(axis=1)
-    return x, f[:, None]
+    weights = np.arange(1, features + 1)
+    f = [1 + k + (np.roll(x, -k, axis=1) / weights).sum(axis=1) for k in range(outputs)]
+    return x, np.stack(f, axis=1)
 
 
 def friedman1(draw: np.random.Generator, n: int, features: int) -> tuple[Array, Array]:
@@ -73,9 +86,11 @@ def friedman1(draw: np.random.Generator, n: int, features: int) -> tuple[Array, 
     return x, f[:, None]
 
 
-def noise(draw: np.random.Generator, n: int, features: int) -> tuple[Array, Array]:
-    """x (n, F) standard normal, f(x) = 0: y has nothing to do with x."""
-    return draw.standard_normal((n, features)), np.zeros((n, 1))
+def noise(
+    draw: np.random.Generator, n: int, features: int, outputs: int = 1
+) -> tuple[Array, Array]:
+    """x (n, F) standard normal, f(x) (n, O) = 0: y has nothing to do with x."""
+    return draw.standard_normal((n, features)), np.zeros((n, outputs))
 
 
 def gaussians(draw: np.random.Generator, n: int, features: int, noise: float) -> Rows:
@@ -111,8 +126,11 @@ def _gaussians_floor(noise: float) -> Floor:
 
 
 KINDS: Mapping[str, Kind] = {
-    "linear": _regression(linear),
-    "friedman1": _regression(friedman1),
-    "noise": _regression(noise),
-    "gaussians": Kind(gaussians, _gaussians_floor),
+    "linear": _regression(lambda draw, n, c: linear(draw, n, c.features, c.outputs)),
+    "friedman1": _regression(lambda draw, n, c: friedman1(draw, n, c.features)),
+    "noise": _regression(lambda draw, n, c: noise(draw, n, c.features, c.outputs)),
+    "gaussians": Kind(
+        lambda draw, n, c: gaussians(draw, n, c.features, c.noise),
+        lambda c: _gaussians_floor(c.noise),
+    ),
 }
