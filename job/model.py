@@ -116,7 +116,7 @@ def build_model(config: Config, x: NDArray[np.float32], y: NDArray[np.float32]) 
     model.input.fit(x)
     if isinstance(model.output, Unstandardise):
         model.output.fit(y)
-    initialise(model.network, config.seed)
+    initialise(model.network, config.seed_number)
     return model
 
 

@@ -20,7 +20,7 @@ from job.train import EpochRecord, Metrics, Training
 from job.verify import Verification
 
 
-def say_start(run: Run, device: Device) -> None:
+def say_start(run: Run, device: Device, config: Config) -> None:
     threads = f"{device.threads} thread" + "s" * (device.threads > 1)
     again = f"attempt {run.resumed + 1} of " if run.resumed else ""
     event(
@@ -34,6 +34,7 @@ def say_start(run: Run, device: Device) -> None:
         reason=device.reason,
         threads=device.threads,
         threads_reason=device.threads_reason,
+        seed=config.seed,
     )
 
 

@@ -73,7 +73,7 @@ def test_all_faults_are_reported_at_once_with_place_expectation_and_nearest_key(
     )
     env = {"JOB__TRAIN__LOSS": "rmse", "JOB_SERVICE_PORT": "80"}
     assert faults_of(path, "train.batch_size=0", "bogus=1", env=env) == [
-        "job.yaml:1: seed: expected a valid integer, got 1.5",
+        "job.yaml:1: seed: expected a valid integer or 'run', got 1.5",
         'job.yaml:2: device: expected auto, cpu, cuda or cuda:N, got "off"',
         'job.yaml:6: model.hidden[1]: expected a valid integer, got "x"',
         "environment JOB__TRAIN__LOSS: train.loss: expected 'mse', 'mae', 'huber' or "
@@ -93,14 +93,14 @@ def test_all_faults_are_reported_at_once_with_place_expectation_and_nearest_key(
         ("# nothing\n", "1: expected `key: value` lines, got an empty file"),
         ("- 1", "1: expected `key: value` lines, got [1]"),
         ("seed: 010", "1: seed: 010 starts with 0: write 10"),
-        ("seed: 0x10", '1: seed: expected a valid integer, got "0x10"'),
-        ("seed: 1:30", '1: seed: expected a valid integer, got "1:30"'),
-        ("seed: true", "1: seed: expected a valid integer, got true"),
-        ("seed: ~", "1: seed: expected a valid integer, got null"),
-        ('seed: "1"', '1: seed: expected a valid integer, got "1"'),
+        ("seed: 0x10", "1: seed: expected a valid integer or 'run', got \"0x10\""),
+        ("seed: 1:30", "1: seed: expected a valid integer or 'run', got \"1:30\""),
+        ("seed: true", "1: seed: expected a valid integer or 'run', got true"),
+        ("seed: ~", "1: seed: expected a valid integer or 'run', got null"),
+        ('seed: "1"', "1: seed: expected a valid integer or 'run', got \"1\""),
         ("seed: -1", "1: seed: expected a number greater than or equal to 0"),
         (f"seed: {'9' * 5000}", "1: seed: an integer of 5000 digits is too large"),
-        ("seed: 2024-01-01", '1: seed: expected a valid integer, got "2024-01-01"'),
+        ("seed: 2024-01-01", "1: seed: expected a valid integer or 'run', got \"2024-01-01\""),
         ("data: {noise: .nan}", "1: data.noise: expected a finite number"),
         ("data: {noise: .inf}", "1: data.noise: expected a finite number"),
         ("seed: 1\nseed: 2", "2: seed: duplicate key; it stands in line 1 already"),
@@ -223,7 +223,7 @@ def test_the_command_line_comes_before_the_environment_and_that_before_the_file(
     ("override", "fault"),
     [
         ("seed", "command line: 'seed' is not of the form key=value"),
-        ("seed=", "command line: seed: expected a valid integer, got null"),
+        ("seed=", "command line: seed: expected a valid integer or 'run', got null"),
         ("=3", "command line: "),
         ("a..b=3", "command line: a"),
         ("train=5", "command line: train: expected a section"),

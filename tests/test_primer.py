@@ -20,7 +20,7 @@ def trained_on_default(*overrides: str) -> Metrics:
     """Trains the shipped job.yaml and measures it on its test rows."""
     config = load_config(str(ROOT / "job.yaml"), ["device=cpu", *overrides])
     prepare_torch(choose_device(config))
-    data = load_data(config.data, config.seed, memory_limit())
+    data = load_data(config.data, config.seed_number, memory_limit())
     model = build_model(config, data.training.x, data.training.y)
     with tempfile.TemporaryDirectory() as folder:
         train(model, data, config, torch.device("cpu"), Path(folder), lambda _: None)

@@ -4,6 +4,7 @@ Sections are named like the modules that read them. `python -m job schema` print
 content as JSON Schema.
 """
 
+import hashlib
 import math
 import re
 from typing import Annotated, Any, Literal, Self
@@ -459,8 +460,9 @@ class Output(Section):
 class Config(Section):
     """The whole of job.yaml."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Decides data, initialisation and shuffling."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | Literal["run"] = 0
+    """Decides data, initialisation, shuffling and dropout; `run` derives it from the run id, so
+    that each run draws anew."""
     device: Annotated[str, Field(json_schema_extra={"pattern": f"^({_DEVICE})$"})] = "auto"
     """auto, cpu, cuda or cuda:N; auto takes CUDA where it works and says why not elsewhere."""
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
@@ -528,6 +530,20 @@ class Config(Section):
                 f"opset {export.opset} has no Gelu operator; use {_GELU_OPSET} or auto"
             )
         return export
+
+    def for_run(self, run_id: str) -> Self:
+        """With `seed: run` resolved to the number that the run id gives; else as it is."""
+        if self.seed != "run":
+            return self
+        digest = hashlib.sha256(run_id.encode()).digest()
+        # 48 bits: JSON's numbers hold them exactly, and runs hardly ever meet.
+        return self.model_copy(update={"seed": int.from_bytes(digest[:6])})
+
+    @property
+    def seed_number(self) -> int:
+        """The seed of a configuration that `for_run` gave."""
+        assert self.seed != "run"
+        return self.seed
 
     @property
     def opset(self) -> int:

@@ -180,7 +180,7 @@ class Trainer:
     def _rest_of_epoch(self, epoch: int) -> None:
         training, size = self.training, self.config.train.batch_size
         self.network.train()
-        batches = _shuffled(len(self.x), size, self.config.seed, epoch, self.device)
+        batches = _shuffled(len(self.x), size, self.config.seed_number, epoch, self.device)
         done = training.steps - (epoch - 1) * self.steps_per_epoch
         stopwatch = time.perf_counter()
         for rows in batches[done:]:
@@ -210,7 +210,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = config.optimizer.lr * factor
         if self.config.model.dropout > 0:  # torch.nn.Dropout draws from torch's own generator
-            torch.manual_seed(seed_of(self.config.seed, Purpose.DROPOUT, step))
+            torch.manual_seed(seed_of(self.config.seed_number, Purpose.DROPOUT, step))
         return training_step(
             self.network,
             self.loss_function,
