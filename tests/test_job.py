@@ -122,7 +122,7 @@ def test_the_published_config_reproduces_the_model_files(
     published: Path, job: Job, tmp_path: Path
 ) -> None:
     config = shutil.copy(published / "job.yaml", tmp_path)
-    assert "output" not in Path(config).read_text()
+    assert "\noutput:" not in Path(config).read_text()
     done = job("train", "--config", config, "--output", "again", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     again = tmp_path / "again" / "latest"
