@@ -240,7 +240,7 @@ def _check(options: argparse.Namespace, started: float) -> str:
         from job.preflight import preflight
 
         with tempfile.TemporaryDirectory() as folder:
-            verification = preflight(config, Path(folder))
+            verification = preflight(config.for_run("preflight"), Path(folder))
         verification.require_agreement()
         count = len(verification.comparisons)
         log.event("preflight", f"{count} comparisons of the untrained model agree")

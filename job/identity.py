@@ -25,7 +25,10 @@ def versions() -> dict[str, str]:
 
 
 def fingerprint(config: Config, device_type: str, threads: int) -> str:
-    """SHA-256 of all that decides the model's bytes: equal fingerprints, equal models."""
+    """SHA-256 of all that decides the model's bytes: equal fingerprints, equal models.
+
+    But for `seed: run`, which first must be resolved: a run's fingerprint is that of its number.
+    """
     facts = {
         "config": config.model_dump(mode="json", exclude={"output": True, "train": {"checkpoint"}}),
         "sources": _sources(),

@@ -98,6 +98,17 @@ class MLP(nn.Module):
         return {name: tensor.cpu().numpy() for name, tensor in self.state_dict().items()}
 
 
+def with_dropout(network: nn.Sequential, share: float) -> nn.Sequential:
+    """The same layers, and so the same weights under the same names, with dropout after each
+    activation. For training alone: the model itself, and what is exported of it, has none."""
+    layers = nn.Sequential()
+    for name, layer in network.named_children():
+        layers.add_module(name, layer)
+        if share > 0 and not isinstance(layer, nn.Linear):
+            layers.add_module(f"dropout{name}", nn.Dropout(share))
+    return layers
+
+
 def build_model(config: Config, x: NDArray[np.float32], y: NDArray[np.float32]) -> MLP:
     """The untrained model for training rows x (N, F), y (N, O); a function of the seed alone."""
     outputs = config.data.classes or y.shape[1]
@@ -105,7 +116,7 @@ def build_model(config: Config, x: NDArray[np.float32], y: NDArray[np.float32]) 
     model.input.fit(x)
     if isinstance(model.output, Unstandardise):
         model.output.fit(y)
-    initialise(model.network, config.seed)
+    initialise(model.network, config.seed_number)
     return model
 
 

@@ -29,14 +29,20 @@ def run_job(config: Config, run_id: str | None, clock: Clock) -> Path:
     device = choose_device(config)
     prepare_torch(device)
     prepare_output(output, config.output.keep)
-    identity = fingerprint(config, device.type, device.threads)
-    with claim(output, run_id, identity, new_run_id(identity)) as run:
+
+    def identify(config: Config) -> str:
+        return fingerprint(config, device.type, device.threads)
+
+    with claim(
+        output, run_id, lambda name: identify(config.for_run(name)), new_run_id(identify(config))
+    ) as run:
+        config = config.for_run(run.id)
         if run.published.exists():
             record.say_published_before(run)
         else:
-            record.say_start(run, device)
+            record.say_start(run, device, config)
             try:
-                _make(run, config, device, identity, clock)
+                _make(run, config, device, identify(config), clock)
             except Verdict as verdict:
                 record.write_failure(run, config, verdict)
                 leave_evidence(run, config.output.keep)
@@ -52,14 +58,14 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
             record.say_preflight()
 
     with clock.stage("data"):
-        data = load_data(config.data, config.seed, memory_limit())
+        data = load_data(config.data, config.seed_number, memory_limit())
 
     with clock.stage("train"):
         model = build_model(config, data.training.x, data.training.y)
         training = train(
             model, data, config, device.torch, run.checkpoints, record.epoch_writer(run)
         )
-        test = evaluate(model, data.test, config.data.task, device.torch)
+        test = evaluate(model, data.test, config.train, device.torch)
         record.say_if_memorising(training, data, config)
         require_quality(config.quality.metrics, test)
 

@@ -27,7 +27,7 @@ BATCHES = (1, 3)
 
 def preflight(config: Config, folder: Path) -> Verification:
     """Exports the untrained model into `folder`, which is empty, and verifies the files there."""
-    data = load_data(config.data.model_copy(update=ROWS), config.seed, memory_limit())
+    data = load_data(config.data.model_copy(update=ROWS), config.seed_number, memory_limit())
     model = build_model(config, data.training.x, data.training.y).eval()
     cpu = torch.device("cpu")
     reference = write_artifacts(model, data, config, cpu, folder, "preflight", BATCHES)

@@ -85,9 +85,12 @@ STATE = "run.json"
 
 
 @contextmanager
-def claim(output: Path, run_id: str | None, fingerprint: str, new_id: str) -> Iterator[Run]:
+def claim(
+    output: Path, run_id: str | None, fingerprint: Callable[[str], str], new_id: str
+) -> Iterator[Run]:
     """Holds a run for this process alone: that of `run_id`, or without one the newest unfinished
-    run of this fingerprint that nobody holds, or else a new one called `new_id`.
+    run of this fingerprint that nobody holds, or else a new one called `new_id`. `fingerprint` is
+    that of a run by its id, on which the seed may depend.
 
     Its work folder stays when the run is cut off, and goes once it is published or judged.
 
@@ -100,10 +103,10 @@ def claim(output: Path, run_id: str | None, fingerprint: str, new_id: str) -> It
     with _lock_run(output, run_id, fingerprint, new_id) as name:
         run = Run(output, name, attempt=secrets.token_hex(4))
         if run.published.exists():
-            require_same(run, fingerprint)
+            require_same(run, fingerprint(name))
             yield run
         else:
-            resumed = _begin(run, fingerprint)
+            resumed = _begin(run, fingerprint(name))
             try:
                 yield replace(run, resumed=resumed)
             except Interrupted:
@@ -124,17 +127,19 @@ def claim(output: Path, run_id: str | None, fingerprint: str, new_id: str) -> It
 
 
 @contextmanager
-def _lock_run(output: Path, run_id: str | None, fingerprint: str, new_id: str) -> Iterator[str]:
+def _lock_run(
+    output: Path, run_id: str | None, fingerprint: Callable[[str], str], new_id: str
+) -> Iterator[str]:
     """Holds the lock of the run that is to be made, and says its id."""
     if run_id is None:
         for folder in unfinished(output):
-            lock = _locks(output) / folder.name
-            if _state(folder).get("fingerprint") != fingerprint:
+            lock, wanted = _locks(output) / folder.name, fingerprint(folder.name)
+            if _state(folder).get("fingerprint") != wanted:
                 continue
             if (held := _try_lock(lock)) is not None:
                 try:
                     # It may have been finished between the look and the lock.
-                    if _state(folder).get("fingerprint") == fingerprint:
+                    if _state(folder).get("fingerprint") == wanted:
                         yield folder.name
                         return
                 finally:

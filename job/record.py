@@ -19,11 +19,8 @@ from job.report import render_report
 from job.train import EpochRecord, Metrics, Training
 from job.verify import Verification
 
-# The metric that each loss is the training's form of.
-LOSS_METRICS = {"mse": "mse", "cross_entropy": "log_loss"}
 
-
-def say_start(run: Run, device: Device) -> None:
+def say_start(run: Run, device: Device, config: Config) -> None:
     threads = f"{device.threads} thread" + "s" * (device.threads > 1)
     again = f"attempt {run.resumed + 1} of " if run.resumed else ""
     event(
@@ -37,6 +34,7 @@ def say_start(run: Run, device: Device) -> None:
         reason=device.reason,
         threads=device.threads,
         threads_reason=device.threads_reason,
+        seed=config.seed,
     )
 
 
@@ -79,8 +77,11 @@ def epoch_writer(run: Run) -> Callable[[EpochRecord], None]:
 def say_if_memorising(training: Training, data: Dataset, config: Config) -> None:
     """Warns where the training loss is below what any model can reach on new rows, by more than
     four standard errors of a mean over so many rows."""
-    floor, loss = data.floor[LOSS_METRICS[config.train.loss]], training.epochs[-1].training_loss
-    if loss < floor - 4 * data.loss_std / len(data.training.x) ** 0.5:
+    metric, loss = config.train.loss_metric, training.result.training_loss
+    if metric is None or metric not in data.floor:
+        return
+    floor = data.floor[metric]
+    if loss < floor - 4 * data.stds[metric] / len(data.training.x) ** 0.5:
         event(
             "memorising",
             f"the training loss {loss:.5g} is below the best reachable {floor:g}: the model is "
@@ -135,9 +136,10 @@ def manifest_fields(
             "sha256": data.sha256,
             "floor": data.floor,
         },
-        "metrics": {"validation": training.epochs[-1].validation, "test": test},
+        "metrics": {"validation": training.result.validation, "test": test},
         "training": {
             "epochs": len(training.epochs),
+            "best_epoch": training.best,
             "steps": training.steps,
             "samples_per_second": training.samples_per_second,
             "optimizer": config.train.optimizer.name,
@@ -198,7 +200,7 @@ def write_report(
             "versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
         },
         epochs=[asdict(record) for record in training.epochs],
-        floor=facts["data"]["floor"].get(LOSS_METRICS[config.train.loss]),
+        floor=facts["data"]["floor"].get(config.train.loss_metric),
         metrics=facts["metrics"],
         verification=verification.as_json(),
     )
@@ -222,6 +224,6 @@ def write_failure(run: Run, config: Config, verdict: Verdict) -> None:
 
 
 def _model(config: Config) -> str:
-    outputs = config.data.classes or 1
+    outputs = config.data.classes or config.data.outputs
     widths = "-".join(map(str, [config.data.features, *config.model.hidden, outputs]))
     return f"MLP {widths}, {config.model.activation}, {config.train.optimizer.name}"

@@ -16,6 +16,7 @@ class Purpose(IntEnum):
     DATA = 0  # index: chunk of rows
     INITIAL_WEIGHTS = 1  # index: layer
     SHUFFLE = 2  # index: epoch
+    DROPOUT = 3  # index: step
 
 
 def generator(seed: int, purpose: Purpose, index: int) -> np.random.Generator:
@@ -23,3 +24,8 @@ def generator(seed: int, purpose: Purpose, index: int) -> np.random.Generator:
     key = np.array([seed, purpose], dtype=np.uint64)
     counter = np.array([0, 0, 0, index], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def seed_of(seed: int, purpose: Purpose, index: int) -> int:
+    """A seed for another library's generator."""
+    return int(generator(seed, purpose, index).integers(2**63))

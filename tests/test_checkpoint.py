@@ -216,10 +216,14 @@ def prepared(*overrides: str) -> Config:
 
 
 def attempt(config: Config, folder: Path) -> tuple[Training, MLP, list[EpochRecord]]:
-    data = load_data(config.data, config.seed, 2**40)
+    data = load_data(config.data, config.seed_number, 2**40)
     model = build_model(config, data.training.x, data.training.y)
     records: list[EpochRecord] = []
     return train(model, data, config, CPU, folder, records.append), model, records
+
+
+# There is nothing to learn: after two epochs the validation loss rises.
+WORSENING = ("data.kind=noise", "train.schedule.name=constant", "train.optimizer.lr=0.005")
 
 
 @pytest.mark.parametrize(
@@ -231,6 +235,10 @@ def attempt(config: Config, folder: Path) -> tuple[Training, MLP, list[EpochReco
         ("train.optimizer.name=adamx",),
         ("train.optimizer={name: adamz, patience: 4}", "train.schedule.name=constant"),
         ("data.kind=gaussians", "train.loss=cross_entropy"),
+        ("model.dropout=0.3", "train.schedule.warmup=4", "train.grad_clip=0.1"),
+        ("train.precision=bfloat16", "model.dropout=0.1"),
+        (*WORSENING, "train.early_stopping.patience=1", "train.epochs=9"),  # ends after 3
+        (*WORSENING, "train.early_stopping.patience=5"),  # does not, but the second is the best
     ],
 )
 def test_stopped_after_every_step_it_ends_as_if_never_stopped(
@@ -249,12 +257,14 @@ def test_stopped_after_every_step_it_ends_as_if_never_stopped(
         except Interrupted:
             stops += 1
             # What asks at the end of the last epoch comes after the work is done.
-            if stops == whole.steps + config.train.epochs:
+            if stops == whole.steps + len(whole.epochs):
                 monkeypatch.undo()
     assert whole.steps == 9
+    assert whole.best == (2 if config.train.early_stopping else 3)
     assert stops == 12  # after each of 9 steps, and after each of 3 epochs
     assert seen == records
     assert (training.steps, training.rows, training.epochs) == (9, whole.rows, whole.epochs)
+    assert training.best == whole.best
     assert same(model.state_dict(), again.state_dict())
 
 
@@ -274,10 +284,13 @@ def test_at_most_one_interval_is_done_again(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "never").iterdir()} == {"9"}
 
 
-def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
-    first, model, records = attempt(prepared(), tmp_path)
+@pytest.mark.parametrize(
+    "keys", [(), (*WORSENING, "train.early_stopping.patience=1", "train.epochs=9")]
+)
+def test_a_finished_training_is_not_done_again(keys: tuple[str, ...], tmp_path: Path) -> None:
+    first, model, records = attempt(prepared(*keys), tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    second, again, seen = attempt(prepared(), tmp_path)
+    second, again, seen = attempt(prepared(*keys), tmp_path)
     assert (second, seen) == (first, records)
     assert same(model.state_dict(), again.state_dict())
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before

@@ -44,11 +44,14 @@ def test_the_shipped_job_yaml_is_the_defaults() -> None:
 
 
 def test_every_default_is_shown_in_the_shipped_job_yaml() -> None:
-    """But for the hyperparameters of the one optimizer, whose defaults are torch's."""
+    """But for the hyperparameters of the one optimizer and loss, whose defaults are torch's."""
     shipped = read((ROOT / "job.yaml").read_text()).value
     full = Config().model_dump(mode="json")
     for name in ("betas", "eps", "weight_decay"):
         del full["train"]["optimizer"][name]
+    for name in ("huber_delta", "class_weights", "label_smoothing"):
+        del full["train"][name]
+    del full["train"]["schedule"]["warmup"]
     del full["train"]["checkpoint"]["every_seconds"]  # the other way to say it
     assert shipped == full
 
@@ -68,12 +71,13 @@ def test_all_faults_are_reported_at_once_with_place_expectation_and_nearest_key(
         "  optimizer: {name: Adam W, lr: fast}\n"
         "model: {hidden: [1, x]}\n"
     )
-    env = {"JOB__TRAIN__LOSS": "mae", "JOB_SERVICE_PORT": "80"}
+    env = {"JOB__TRAIN__LOSS": "rmse", "JOB_SERVICE_PORT": "80"}
     assert faults_of(path, "train.batch_size=0", "bogus=1", env=env) == [
-        "job.yaml:1: seed: expected a valid integer, got 1.5",
+        "job.yaml:1: seed: expected a valid integer or 'run', got 1.5",
         'job.yaml:2: device: expected auto, cpu, cuda or cuda:N, got "off"',
         'job.yaml:6: model.hidden[1]: expected a valid integer, got "x"',
-        "environment JOB__TRAIN__LOSS: train.loss: expected 'mse' or 'cross_entropy', got \"mae\"",
+        "environment JOB__TRAIN__LOSS: train.loss: expected 'mse', 'mae', 'huber' or "
+        "'cross_entropy', got \"rmse\"",
         'job.yaml:5: train.optimizer.lr: expected a valid number, got "fast"',
         "command line: train.batch_size: expected a number greater than or equal to 1, got 0",
         "job.yaml:4: train.epoch: unknown key; did you mean epochs?",
@@ -89,14 +93,14 @@ def test_all_faults_are_reported_at_once_with_place_expectation_and_nearest_key(
         ("# nothing\n", "1: expected `key: value` lines, got an empty file"),
         ("- 1", "1: expected `key: value` lines, got [1]"),
         ("seed: 010", "1: seed: 010 starts with 0: write 10"),
-        ("seed: 0x10", '1: seed: expected a valid integer, got "0x10"'),
-        ("seed: 1:30", '1: seed: expected a valid integer, got "1:30"'),
-        ("seed: true", "1: seed: expected a valid integer, got true"),
-        ("seed: ~", "1: seed: expected a valid integer, got null"),
-        ('seed: "1"', '1: seed: expected a valid integer, got "1"'),
+        ("seed: 0x10", "1: seed: expected a valid integer or 'run', got \"0x10\""),
+        ("seed: 1:30", "1: seed: expected a valid integer or 'run', got \"1:30\""),
+        ("seed: true", "1: seed: expected a valid integer or 'run', got true"),
+        ("seed: ~", "1: seed: expected a valid integer or 'run', got null"),
+        ('seed: "1"', "1: seed: expected a valid integer or 'run', got \"1\""),
         ("seed: -1", "1: seed: expected a number greater than or equal to 0"),
         (f"seed: {'9' * 5000}", "1: seed: an integer of 5000 digits is too large"),
-        ("seed: 2024-01-01", '1: seed: expected a valid integer, got "2024-01-01"'),
+        ("seed: 2024-01-01", "1: seed: expected a valid integer or 'run', got \"2024-01-01\""),
         ("data: {noise: .nan}", "1: data.noise: expected a finite number"),
         ("data: {noise: .inf}", "1: data.noise: expected a finite number"),
         ("seed: 1\nseed: 2", "2: seed: duplicate key; it stands in line 1 already"),
@@ -115,6 +119,7 @@ def test_all_faults_are_reported_at_once_with_place_expectation_and_nearest_key(
         ("train: {optimizer: {lr: 0}}", "1: train.optimizer.lr: expected a number greater than 0"),
         ("train: 5", "1: train: expected a section of key: value lines, got 5"),
         ("data: {features: 4}", "1: data.features: friedman1 needs at least 5 features, got 4"),
+        ("data: {outputs: 2}", "1: data.outputs: friedman1 has one output; noise and linear may"),
         ("data: {samples: 100}", "1: data.test: the test split would have 10 rows and needs 32"),
         ("data: {validation: 0.6, test: 0.5}", "1: data.test: validation (0.6) and test (0.5)"),
         (
@@ -124,6 +129,36 @@ def test_all_faults_are_reported_at_once_with_place_expectation_and_nearest_key(
         ),
         ("data: {kind: gaussians}", "configuration: train.loss: data.kind gaussians is"),
         ("train:\n  loss: cross_entropy", "2: train.loss: data.kind friedman1 is a regression"),
+        (
+            "train:\n  huber_delta: 2",
+            "2: train.huber_delta: this is of the loss huber and train.loss is mse, got 2",
+        ),
+        ("train: {loss: huber, huber_delta: 0}", "1: train.huber_delta: expected a number greater"),
+        (
+            "train: {loss: mae, class_weights: [1, 2]}",
+            "1: train.class_weights: this is of the loss cross_entropy and train.loss is mae",
+        ),
+        (
+            "data: {kind: gaussians}\ntrain: {loss: cross_entropy, class_weights: [1, 2, 3]}",
+            "2: train.class_weights: data.kind gaussians has 2 classes, each with its weight, got",
+        ),
+        ("train: {label_smoothing: 0.1}", "1: train.label_smoothing: this is of the loss cross"),
+        ("train: {grad_clip: 0}", "1: train.grad_clip: expected a number greater than 0, got 0"),
+        ("train: {early_stopping: 3}", "1: train.early_stopping: expected a section of key: value"),
+        ("train: {early_stopping: {patiense: 3}}", "unknown key; did you mean patience?"),
+        ("train: {early_stopping: {patience: 0}}", "1: train.early_stopping.patience: expected a"),
+        ("train: {early_stopping: {min_delta: -1}}", "min_delta: expected a number greater than"),
+        ("model: {dropout: 1}", "1: model.dropout: expected a number less than 1, got 1"),
+        ("train: {schedule: {warmup: -1}}", "train.schedule.warmup: expected a number greater"),
+        ("train: {schedule: {warmup: 1.5}}", "expected a valid integer or a number less than 1"),
+        (
+            "train: {schedule: {warmup: 980}}",
+            "1: train.schedule: a warmup of 980 steps does not end: the training has 980, got",
+        ),
+        (
+            "train: {optimizer: {name: adamz}, schedule: {name: constant, warmup: 5}}",
+            "1: train.schedule: adamz adjusts the learning rate itself and a warmup would",
+        ),
         (
             "quality: {metrics: {accuracy: {min: 0.9}}}",
             "1: quality.metrics: no metric of a regression; valid ones are loss, mse, mae, r2, "
@@ -188,7 +223,7 @@ def test_the_command_line_comes_before_the_environment_and_that_before_the_file(
     ("override", "fault"),
     [
         ("seed", "command line: 'seed' is not of the form key=value"),
-        ("seed=", "command line: seed: expected a valid integer, got null"),
+        ("seed=", "command line: seed: expected a valid integer or 'run', got null"),
         ("=3", "command line: "),
         ("a..b=3", "command line: a"),
         ("train=5", "command line: train: expected a section"),

@@ -1,6 +1,7 @@
 """Rows are a function of (seed, row), and every kind knows its truth."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -92,20 +93,59 @@ def test_linear_is_its_formula() -> None:
     assert f[5, 0] == pytest.approx(1 + row[0] + row[1] / 2 + row[2] / 3, rel=1e-14)
 
 
+def test_each_output_of_linear_is_its_formula() -> None:
+    x, f = linear(generator(0, Purpose.DATA, 0), 1000, 3, 4)
+    assert f.shape == (1000, 4)
+    row = x[5]
+    by_hand = [
+        1 + row[0] + row[1] / 2 + row[2] / 3,
+        2 + row[1] + row[2] / 2 + row[0] / 3,
+        3 + row[2] + row[0] / 2 + row[1] / 3,
+        4 + row[0] + row[1] / 2 + row[2] / 3,
+    ]
+    np.testing.assert_allclose(f[5], by_hand, rtol=1e-14)
+    alone = linear(generator(0, Purpose.DATA, 0), 1000, 3)
+    assert np.array_equal(alone[0], x)
+    assert np.array_equal(alone[1], f[:, :1])
+
+
+def test_outputs_have_noise_of_their_own_and_names() -> None:
+    data = load_data(Data(kind="noise", samples=20_000, outputs=3), 1, PLENTY)
+    assert (data.targets, data.training.y.shape) == (["y0", "y1", "y2"], (16_000, 3))
+    np.testing.assert_allclose(np.corrcoef(data.training.y.T), np.eye(3), atol=0.04)
+    assert load_data(Data(samples=1000), 1, PLENTY).targets == ["y"]
+
+
+def test_many_outputs_are_drawn_in_smaller_chunks() -> None:
+    config = Data(kind="noise", samples=400, features=1, outputs=2**16)
+    sizes = [len(part.x) for _, part in chunks(config, 0, 0, 64)]
+    assert sizes == [16] * 4
+
+
 def test_noise_has_nothing_to_do_with_x() -> None:
     x, f = noise(generator(0, Purpose.DATA, 0), 1000, 3)
     assert x.shape == (1000, 3)
     assert not f.any()
 
 
-@pytest.mark.parametrize("kind", ["friedman1", "linear", "noise"])
+@pytest.mark.parametrize(
+    ("kind", "outputs"), [("friedman1", 1), ("linear", 1), ("linear", 3), ("noise", 1)]
+)
 @pytest.mark.parametrize("sigma", [0.0, 0.5, 2.0])
-def test_the_floor_is_what_the_truth_itself_reaches(kind: str, sigma: float) -> None:
-    config = Data(kind=kind, samples=100_000, noise=sigma)  # type: ignore[arg-type]
+def test_the_floor_is_what_the_truth_itself_reaches(
+    kind: Literal["friedman1", "linear", "noise"], outputs: int, sigma: float
+) -> None:
+    config = Data(kind=kind, samples=100_000, noise=sigma, outputs=outputs)
     data = load_data(config, 5, PLENTY)
-    reached = float(np.mean(np.square(data.training.y - data.training.truth)))
-    error = data.floor["mse"] * (2 / len(data.training.y)) ** 0.5
-    assert reached == pytest.approx(data.floor["mse"], abs=4 * error + 1e-9)
+    errors = data.training.y - data.training.truth
+    for name, losses in (
+        ("mse", np.square(errors).mean(axis=1)),
+        ("mae", np.abs(errors).mean(axis=1)),
+    ):
+        std = data.stds[name]
+        assert losses.std() == pytest.approx(std, rel=0.02, abs=1e-6)
+        within = 4 * std / len(losses) ** 0.5 + 1e-6
+        assert losses.mean() == pytest.approx(data.floor[name], abs=within)
 
 
 def test_gaussians_are_their_formula() -> None:
@@ -133,8 +173,10 @@ def test_the_floor_of_gaussians_is_what_the_truth_itself_reaches(sigma: float) -
     data = load_data(config, 5, PLENTY)
     rows, n = data.training, len(data.training.y)
     losses = log_losses(rows)
-    assert losses.std() == pytest.approx(data.loss_std, rel=0.1)
-    assert losses.mean() == pytest.approx(data.floor["log_loss"], abs=4 * data.loss_std / n**0.5)
+    assert losses.std() == pytest.approx(data.stds["log_loss"], rel=0.1)
+    assert losses.mean() == pytest.approx(
+        data.floor["log_loss"], abs=4 * data.stds["log_loss"] / n**0.5
+    )
     right = np.mean(rows.truth.argmax(axis=1) == rows.y[:, 0])
     best = data.floor["accuracy"]
     assert right == pytest.approx(best, abs=4 * (best * (1 - best) / n) ** 0.5)

@@ -10,7 +10,14 @@ import torch
 
 from job import device as devices
 from job.config import load_config
-from job.device import WIDE, choose_device, choose_threads, cpu_limit, memory_limit
+from job.device import (
+    WIDE,
+    choose_device,
+    choose_threads,
+    cpu_limit,
+    memory_limit,
+    prepare_torch,
+)
 from job.errors import DeviceError
 
 
@@ -91,3 +98,12 @@ def test_the_memory_limit_follows_the_cgroup(
     assert memory_limit() == 1048576
     (tmp_path / name).write_text("max\n")
     assert memory_limit() == machine
+
+
+def test_only_deterministic_algorithms_are_let_run() -> None:
+    torch.use_deterministic_algorithms(False)
+    prepare_torch(choose_device(load_config(None, ["device=cpu"])))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

@@ -1,6 +1,7 @@
 """The whole job through the real command, with small data; and the wrong ends it can come to."""
 
 import json
+import math
 import re
 import shutil
 from datetime import datetime
@@ -69,7 +70,7 @@ def test_the_manifest_has_the_pinned_fields(published: Path) -> None:
         ],
     }
     assert manifest["data"].keys() == {"kind", "rows", "sha256", "floor"}
-    assert manifest["data"]["floor"] == {"mse": 1.0}
+    assert manifest["data"]["floor"] == {"mse": 1.0, "mae": pytest.approx((2 / math.pi) ** 0.5)}
     assert manifest["metrics"].keys() == {"validation", "test"}
     assert manifest["metrics"]["test"].keys() >= {"loss", "mse", "r2", "excess_risk"}
     training = manifest["training"]
@@ -121,7 +122,7 @@ def test_the_published_config_reproduces_the_model_files(
     published: Path, job: Job, tmp_path: Path
 ) -> None:
     config = shutil.copy(published / "job.yaml", tmp_path)
-    assert "output" not in Path(config).read_text()
+    assert "\noutput:" not in Path(config).read_text()
     done = job("train", "--config", config, "--output", "again", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     again = tmp_path / "again" / "latest"

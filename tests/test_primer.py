@@ -20,11 +20,11 @@ def trained_on_default(*overrides: str) -> Metrics:
     """Trains the shipped job.yaml and measures it on its test rows."""
     config = load_config(str(ROOT / "job.yaml"), ["device=cpu", *overrides])
     prepare_torch(choose_device(config))
-    data = load_data(config.data, config.seed, memory_limit())
+    data = load_data(config.data, config.seed_number, memory_limit())
     model = build_model(config, data.training.x, data.training.y)
     with tempfile.TemporaryDirectory() as folder:
         train(model, data, config, torch.device("cpu"), Path(folder), lambda _: None)
-    return evaluate(model, data.test, "regression", torch.device("cpu"))
+    return evaluate(model, data.test, config.train, torch.device("cpu"))
 
 
 def test_the_median_of_five_seeds_is_within_4_percent_of_the_noise() -> None:

@@ -13,7 +13,9 @@ from job.config.schema import (
     Data,
     Gate,
     Optimizer,
+    Schedule,
     Task,
+    Train,
 )
 
 __all__ = [
@@ -28,7 +30,9 @@ __all__ = [
     "Data",
     "Gate",
     "Optimizer",
+    "Schedule",
     "Task",
+    "Train",
     "load_config",
     "to_yaml",
 ]

@@ -4,6 +4,7 @@ Sections are named like the modules that read them. `python -m job schema` print
 content as JSON Schema.
 """
 
+import hashlib
 import math
 import re
 from typing import Annotated, Any, Literal, Self
@@ -40,7 +41,7 @@ Count = Annotated[int, Field(ge=1, le=2**40)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 class KeyFault(ValueError):
@@ -73,6 +74,8 @@ class Data(Section):
     """Rows over all three splits."""
     features: Annotated[int, Field(ge=1, le=65_536)] = 10
     """Columns of x; friedman1 uses the first 5, the others are distractors."""
+    outputs: Annotated[int, Field(ge=1, le=65_536)] = 1
+    """Columns of y, each with its own truth; more than 1 for noise and linear."""
     noise: Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)] = 1.0
     """Standard deviation of the irreducible noise in y, so that noise^2 is the best MSE; for
     gaussians that of x around the centres, which are 2 apart."""
@@ -87,6 +90,14 @@ class Data(Section):
         if info.data.get("kind") == "friedman1" and features < 5:
             raise ValueError("friedman1 needs at least 5 features")
         return features
+
+    @field_validator("outputs")
+    @classmethod
+    def _one_output(cls, outputs: int, info: ValidationInfo) -> int:
+        kind = info.data.get("kind", "noise")
+        if outputs > 1 and kind not in ("noise", "linear"):
+            raise ValueError(f"{kind} has one output; noise and linear may have more")
+        return outputs
 
     @field_validator("test")
     @classmethod
@@ -129,6 +140,8 @@ class Model(Section):
     """Width of each hidden layer; [] is a linear model."""
     activation: Literal["relu", "leaky_relu", "gelu", "silu", "tanh"] = "relu"
     """The function after each hidden layer."""
+    dropout: Fraction = 0.0
+    """Share of each hidden layer's values that a training step sets to 0 (torch.nn.Dropout)."""
 
 
 class Adam(Section):
@@ -137,8 +150,8 @@ class Adam(Section):
     name: Literal["adam"] = "adam"
     lr: Rate = 0.01
     """Learning rate at the schedule's peak."""
-    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
-    """Decay of the running means of the gradient and of its square."""
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
+    """Fraction of the running means of the gradient and of its square."""
     eps: NonNegative = 1e-8
     """Added to the denominator."""
     weight_decay: NonNegative = 0.0
@@ -151,8 +164,8 @@ class AdamW(Section):
     name: Literal["adamw"]
     lr: Rate = 0.01
     """Learning rate at the schedule's peak."""
-    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
-    """Decay of the running means of the gradient and of its square."""
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
+    """Fraction of the running means of the gradient and of its square."""
     eps: NonNegative = 1e-8
     """Added to the denominator."""
     weight_decay: NonNegative = 0.01
@@ -165,8 +178,8 @@ class AdamX(Section):
     name: Literal["adamx"]
     lr: Rate = 1e-3
     """Learning rate at the schedule's peak; the first steps are 3 to 7 times as long."""
-    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
-    """Decay of the running means of the gradient and of its square."""
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
+    """Fraction of the running means of the gradient and of its square."""
     eps: NonNegative = 1e-8
     """Added to the denominator."""
     beta1_decay: Annotated[float, Field(gt=0, le=1)] = 0.999
@@ -186,8 +199,8 @@ class AdamZ(Section):
     name: Literal["adamz"]
     lr: Rate = 0.01
     """Learning rate of the first step, from min_lr to max_lr."""
-    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
-    """Decay of the running means of the gradient and of its square."""
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
+    """Fraction of the running means of the gradient and of its square."""
     eps: NonNegative = 1e-8
     """Added to the denominator."""
     overshoot_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -231,7 +244,7 @@ class SGD(Section):
     name: Literal["sgd"]
     lr: Rate = 0.01
     """Learning rate at the schedule's peak."""
-    momentum: Decay = 0.0
+    momentum: Fraction = 0.0
     """Share of the last update that is carried on."""
     nesterov: bool = False
     """Nesterov's momentum; needs momentum above 0."""
@@ -266,6 +279,27 @@ class Schedule(Section):
 
     name: Literal["constant", "cosine", "linear"] = "cosine"
     """`cosine` and `linear` fall to 0 at the last step."""
+    warmup: Annotated[int, Field(ge=0)] | Fraction = 0
+    """Steps, or as a number below 1 the share of all steps, in which the learning rate first rises
+    linearly to its peak."""
+
+    @property
+    def steady(self) -> bool:
+        """Is the learning rate the optimizer's own from beginning to end?"""
+        return self.name == "constant" and self.warmup == 0
+
+    def warmup_steps(self, steps: int) -> int:
+        """How many of `steps` are warmup."""
+        return self.warmup if isinstance(self.warmup, int) else round(self.warmup * steps)
+
+
+class EarlyStopping(Section):
+    """Ends the training once the validation loss falls no more; the best epoch's weights stay."""
+
+    patience: Count = 5
+    """Epochs in a row without a lower loss, after which it ends."""
+    min_delta: NonNegative = 0.0
+    """A loss is lower if it is so by more than this, in the loss's own unit."""
 
 
 class Checkpoint(Section):
@@ -294,27 +328,59 @@ class Checkpoint(Section):
 class Train(Section):
     """How it is learnt."""
 
-    loss: Literal["mse", "cross_entropy"] = "mse"
-    """mse: mean squared error (torch.nn.MSELoss), on standardised targets; cross_entropy, for
-    classes and only for these: torch.nn.CrossEntropyLoss."""
+    loss: Literal["mse", "mae", "huber", "cross_entropy"] = "mse"
+    """For numbers mse, mae or huber (torch.nn.MSELoss, L1Loss, HuberLoss), on standardised targets;
+    for classes cross_entropy (torch.nn.CrossEntropyLoss)."""
+    huber_delta: Rate = 1.0
+    """Of huber: the error where the square turns linear, in standard deviations of the target."""
+    class_weights: Annotated[tuple[Rate, ...], Field(strict=False)] | None = None
+    """Of cross_entropy: how much each class counts; null counts all alike."""
+    label_smoothing: Fraction = 0.0
+    """Of cross_entropy: share of each target that is spread over all classes."""
     optimizer: Optimizer = Adam()
     schedule: Schedule = Schedule()
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 5
     """Passes over the training rows."""
     batch_size: Count = 8192
     """Rows a step; the last, smaller batch of an epoch is trained too."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the matrix products in a training step: tf32 needs a GPU and is float32 on a CPU, bfloat16
+    is torch.autocast's. Weights, metrics and the exported model are float32 in any case."""
+    grad_clip: Rate | None = None
+    """Norm to which the gradients of a step are clipped, all together; null leaves them. adamz
+    clips by its own max_grad_norm besides."""
+    early_stopping: EarlyStopping | None = None
+    """null trains all epochs, and the last one's weights stay."""
     checkpoint: Checkpoint = Checkpoint()
+
+    @field_validator("huber_delta", "class_weights", "label_smoothing")
+    @classmethod
+    def _fits_the_loss(cls, value: Any, info: ValidationInfo) -> Any:
+        key, loss = str(info.field_name), info.data.get("loss")
+        wanted = "huber" if key == "huber_delta" else "cross_entropy"
+        if loss not in (wanted, None) and value != cls.model_fields[key].default:
+            raise ValueError(f"this is of the loss {wanted} and train.loss is {loss}")
+        return value
 
     @field_validator("schedule")
     @classmethod
     def _adamz_has_its_own(cls, schedule: Schedule, info: ValidationInfo) -> Schedule:
         optimizer = info.data.get("optimizer")
-        if optimizer is not None and optimizer.name == "adamz" and schedule.name != "constant":
+        if optimizer is not None and optimizer.name == "adamz" and not schedule.steady:
+            what = f"{schedule.name} schedule" if schedule.name != "constant" else "warmup"
             raise ValueError(
-                f"adamz adjusts the learning rate itself and a {schedule.name} schedule would "
-                f"overwrite it; set train.schedule.name=constant"
+                f"adamz adjusts the learning rate itself and a {what} would overwrite it; set "
+                f"train.schedule={{name: constant}}"
             )
         return schedule
+
+    @property
+    def loss_metric(self) -> str | None:
+        """The metric that the loss is on held-out rows, whose best value the data may know."""
+        plain = self.class_weights is None and self.label_smoothing == 0
+        return {"mse": "mse", "mae": "mae", "cross_entropy": "log_loss" if plain else None}.get(
+            self.loss
+        )
 
 
 class Gate(Section):
@@ -394,8 +460,9 @@ class Output(Section):
 class Config(Section):
     """The whole of job.yaml."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Decides data, initialisation and shuffling."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | Literal["run"] = 0
+    """Decides data, initialisation, shuffling and dropout; `run` derives it from the run id, so
+    that each run draws anew."""
     device: Annotated[str, Field(json_schema_extra={"pattern": f"^({_DEVICE})$"})] = "auto"
     """auto, cpu, cuda or cuda:N; auto takes CUDA where it works and says why not elsewhere."""
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
@@ -422,9 +489,24 @@ class Config(Section):
         if data is not None:
             task, classes = data.task, train.loss == "cross_entropy"
             if classes != (task == "classification"):
-                wanted = "mse" if classes else "cross_entropy"
+                wanted = "mse, mae or huber" if classes else "cross_entropy"
                 message = f"data.kind {data.kind} is a {task} and needs the loss {wanted}"
                 raise KeyFault("loss", train.loss, message)
+            weights = train.class_weights
+            if weights is not None and len(weights) != data.classes:
+                message = f"data.kind {data.kind} has {data.classes} classes, each with its weight"
+                raise KeyFault("class_weights", weights, message)
+        return train
+
+    @field_validator("train")
+    @classmethod
+    def _warmup_ends(cls, train: Train, info: ValidationInfo) -> Train:
+        data = info.data.get("data")
+        if data is not None:
+            steps = train.epochs * -(-data.split[0] // train.batch_size)
+            if (warmup := train.schedule.warmup_steps(steps)) >= steps:
+                message = f"a warmup of {warmup} steps does not end: the training has {steps}"
+                raise KeyFault("schedule", train.schedule, message)
         return train
 
     @field_validator("quality")
@@ -448,6 +530,20 @@ class Config(Section):
                 f"opset {export.opset} has no Gelu operator; use {_GELU_OPSET} or auto"
             )
         return export
+
+    def for_run(self, run_id: str) -> Self:
+        """With `seed: run` resolved to the number that the run id gives; else as it is."""
+        if self.seed != "run":
+            return self
+        digest = hashlib.sha256(run_id.encode()).digest()
+        # 48 bits: JSON's numbers hold them exactly, and runs hardly ever meet.
+        return self.model_copy(update={"seed": int.from_bytes(digest[:6])})
+
+    @property
+    def seed_number(self) -> int:
+        """The seed of a configuration that `for_run` gave."""
+        assert self.seed != "run"
+        return self.seed
 
     @property
     def opset(self) -> int:

@@ -27,9 +27,9 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Split:
-    """Some of the rows: x (N, F), y (N, 1) and the truth f(x) (N, O), in the target's units.
+    """Some of the rows: x (N, F), y (N, O) and the truth f(x) (N, O), in the target's units.
 
-    For classes, y is the class's number and the truth (N, K) its probabilities.
+    For classes, y (N, 1) is the class's number and the truth (N, K) its probabilities.
     """
 
     x: Float32
@@ -51,7 +51,7 @@ class Dataset:
     rows: int
     sha256: str  # of all rows, chunk by chunk, x before y, little-endian float32
     floor: dict[str, float]  # metric -> its best reachable value
-    loss_std: float  # standard deviation of one row's loss at the floor
+    stds: dict[str, float]  # a loss at its floor -> its standard deviation from row to row
     features: list[str]
     targets: list[str]  # for regression
     classes: list[int]  # for classification
@@ -71,8 +71,8 @@ def load_data(config: Data, seed: int, memory: int) -> Dataset:
     """
     _require_memory(config, memory)
     x = np.empty((config.samples, config.features), np.float32)
-    y = np.empty((config.samples, 1), np.float32)
-    truth = np.empty((config.samples, config.classes or 1), np.float64)
+    y = np.empty((config.samples, config.outputs), np.float32)
+    truth = np.empty((config.samples, config.classes or config.outputs), np.float64)
     digest = hashlib.sha256()
     for start, part in chunks(config, seed, 0, config.samples):
         interrupt.check()
@@ -83,7 +83,7 @@ def load_data(config: Data, seed: int, memory: int) -> Dataset:
 
     rows = Split(x, y, truth)
     training, validation, test = config.split
-    floor = KINDS[config.kind].floor(config.noise)
+    floor = KINDS[config.kind].floor(config)
     return Dataset(
         training=rows[:training],
         validation=rows[training : training + validation],
@@ -92,33 +92,38 @@ def load_data(config: Data, seed: int, memory: int) -> Dataset:
         rows=config.samples,
         sha256=digest.hexdigest(),
         floor=floor.metrics,
-        loss_std=floor.loss_std,
+        stds=floor.stds,
         features=[f"x{i}" for i in range(config.features)],
-        targets=[] if config.classes else ["y"],
+        targets=[]
+        if config.classes
+        else ["y"]
+        if config.outputs == 1
+        else [f"y{i}" for i in range(config.outputs)],
         classes=list(range(config.classes)),
     )
 
 
 def chunks(config: Data, seed: int, start: int, stop: int) -> Iterator[tuple[int, Split]]:
     """Rows [start, stop) as (first row, rows), a chunk at a time; any range gives the same rows."""
-    size = chunk_rows(config.features)
+    size = chunk_rows(max(config.features, config.outputs))
     for chunk in range(start // size, -(-stop // size)):
         first = chunk * size
         draw = generator(seed, Purpose.DATA, chunk)
         # A chunk is always drawn whole, so that a row does not depend on how many there are.
-        x, y, truth = KINDS[config.kind].draw(draw, size, config.features, config.noise)
+        x, y, truth = KINDS[config.kind].draw(draw, size, config)
         keep = slice(max(start - first, 0), min(stop - first, size))
         rows = Split(x.astype(np.float32), y.astype(np.float32), truth)
         yield first + keep.start, rows[keep]
 
 
-def chunk_rows(features: int) -> int:
+def chunk_rows(width: int) -> int:
     """Rows that are drawn together: fewer where rows are wide."""
-    return min(CHUNK_ROWS, max(1, CHUNK_VALUES // features))
+    return min(CHUNK_ROWS, max(1, CHUNK_VALUES // width))
 
 
 def _require_memory(config: Data, memory: int) -> None:
-    rows = config.samples * (4 * config.features + 4 + 8 * (config.classes or 1))
+    truth = 8 * (config.classes or config.outputs)
+    rows = config.samples * (4 * (config.features + config.outputs) + truth)
     needed = 2 * rows  # the rows, and their copies on the device
     if needed > memory:
         raise OutOfMemory(

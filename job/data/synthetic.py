@@ -11,11 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from job.config import Data
+
 Array = NDArray[np.float64]
 
 
 class Rows(NamedTuple):
-    """x (n, F); y (n, 1), the target or the class's number; truth f(x) (n, O) or (n, K)."""
+    """x (n, F); y (n, O), the targets, or (n, 1), the class's number; truth (n, O) or (n, K)."""
 
     x: Array
     y: Array
@@ -26,33 +28,50 @@ class Floor(NamedTuple):
     """What the truth itself reaches, and so the best that any model can."""
 
     metrics: dict[str, float]
-    loss_std: float  # standard deviation of one row's loss
+    stds: dict[str, float]  # of a loss: its standard deviation from row to row
 
 
 @dataclass(frozen=True)
 class Kind:
-    """`draw(generator, n, F, noise)` makes rows, `floor(noise)` is known by construction."""
+    """`draw` makes n rows; `floor` is known by construction."""
 
-    draw: Callable[[np.random.Generator, int, int, float], Rows]
-    floor: Callable[[float], Floor]
-
-
-def _regression(function: Callable[[np.random.Generator, int, int], tuple[Array, Array]]) -> Kind:
-    """y = f(x) + noise e with e ~ N(0, 1): the best mean of (y - p)^2 is noise^2, and the standard
-    deviation of one such square is sqrt(2) noise^2."""
-
-    def draw(generator: np.random.Generator, n: int, features: int, noise: float) -> Rows:
-        x, truth = function(generator, n, features)
-        return Rows(x, truth + noise * generator.standard_normal((n, 1)), truth)
-
-    return Kind(draw, lambda noise: Floor({"mse": noise**2}, math.sqrt(2) * noise**2))
+    draw: Callable[[np.random.Generator, int, Data], Rows]
+    floor: Callable[[Data], Floor]
 
 
-def linear(draw: np.random.Generator, n: int, features: int) -> tuple[Array, Array]:
-    """x (n, F) standard normal, f(x) (n, 1) = 1 + sum over i from 0 of x_i / (i + 1)."""
+def _regression(
+    function: Callable[[np.random.Generator, int, Data], tuple[Array, Array]],
+) -> Kind:
+    """y = f(x) + noise e with e ~ N(0, 1): the best means of (y - p)^2 and |y - p| are noise^2 and
+    sqrt(2 / pi) noise, their standard deviations sqrt(2) noise^2 and sqrt(1 - 2 / pi) noise; those
+    of a row's mean over O outputs, whose e are independent, are smaller by sqrt(O)."""
+
+    def draw(generator: np.random.Generator, n: int, config: Data) -> Rows:
+        x, truth = function(generator, n, config)
+        return Rows(x, truth + config.noise * generator.standard_normal(truth.shape), truth)
+
+    def floor(config: Data) -> Floor:
+        noise, root = config.noise, math.sqrt(config.outputs)
+        return Floor(
+            {"mse": noise**2, "mae": math.sqrt(2 / math.pi) * noise},
+            {
+                "mse": math.sqrt(2) * noise**2 / root,
+                "mae": math.sqrt(1 - 2 / math.pi) * noise / root,
+            },
+        )
+
+    return Kind(draw, floor)
+
+
+def linear(
+    draw: np.random.Generator, n: int, features: int, outputs: int = 1
+) -> tuple[Array, Array]:
+    """x (n, F) standard normal, f(x) (n, O): output k, from 0, is 1 + k + the sum over i from 0 of
+    x_{i + k} / (i + 1), where the features go round."""
     x = draw.standard_normal((n, features))
-    f = 1 + (x / np.arange(1, features + 1)).sum(axis=1)
-    return x, f[:, None]
+    weights = np.arange(1, features + 1)
+    f = [1 + k + (np.roll(x, -k, axis=1) / weights).sum(axis=1) for k in range(outputs)]
+    return x, np.stack(f, axis=1)
 
 
 def friedman1(draw: np.random.Generator, n: int, features: int) -> tuple[Array, Array]:
@@ -67,9 +86,11 @@ def friedman1(draw: np.random.Generator, n: int, features: int) -> tuple[Array, 
     return x, f[:, None]
 
 
-def noise(draw: np.random.Generator, n: int, features: int) -> tuple[Array, Array]:
-    """x (n, F) standard normal, f(x) = 0: y has nothing to do with x."""
-    return draw.standard_normal((n, features)), np.zeros((n, 1))
+def noise(
+    draw: np.random.Generator, n: int, features: int, outputs: int = 1
+) -> tuple[Array, Array]:
+    """x (n, F) standard normal, f(x) (n, O) = 0: y has nothing to do with x."""
+    return draw.standard_normal((n, features)), np.zeros((n, outputs))
 
 
 def gaussians(draw: np.random.Generator, n: int, features: int, noise: float) -> Rows:
@@ -93,19 +114,23 @@ def _gaussians_floor(noise: float) -> Floor:
     noise g) / noise^2. Its mean and variance over g are integrated by the trapezoidal rule, whose
     error for a smooth function times exp(-g^2 / 2) is far below float64's rounding."""
     if noise == 0:
-        return Floor({"log_loss": 0.0, "accuracy": 1.0}, 0.0)
+        return Floor({"log_loss": 0.0, "accuracy": 1.0}, {"log_loss": 0.0})
     g = np.linspace(-12, 12, 24_001)
     density = np.exp(-np.square(g) / 2) / math.sqrt(2 * math.pi)
     with np.errstate(divide="ignore", over="ignore"):
         loss = np.logaddexp(0, -2 * (1 + noise * g) / np.float64(noise) ** 2)
     mean, square = (float(np.trapezoid(density * loss**power, g)) for power in (1, 2))
     correct = 1 - math.erfc(1 / (noise * math.sqrt(2))) / 2
-    return Floor({"log_loss": mean, "accuracy": correct}, math.sqrt(max(0.0, square - mean**2)))
+    std = math.sqrt(max(0.0, square - mean**2))
+    return Floor({"log_loss": mean, "accuracy": correct}, {"log_loss": std})
 
 
 KINDS: Mapping[str, Kind] = {
-    "linear": _regression(linear),
-    "friedman1": _regression(friedman1),
-    "noise": _regression(noise),
-    "gaussians": Kind(gaussians, _gaussians_floor),
+    "linear": _regression(lambda draw, n, c: linear(draw, n, c.features, c.outputs)),
+    "friedman1": _regression(lambda draw, n, c: friedman1(draw, n, c.features)),
+    "noise": _regression(lambda draw, n, c: noise(draw, n, c.features, c.outputs)),
+    "gaussians": Kind(
+        lambda draw, n, c: gaussians(draw, n, c.features, c.noise),
+        lambda c: _gaussians_floor(c.noise),
+    ),
 }

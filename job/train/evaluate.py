@@ -8,9 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from job.config import Task
+from job.config import Train
 from job.data import Split
 from job.errors import Diverged
+from job.model import MLP
+from job.train.loss import Objective
 
 Metrics = dict[str, float | None]
 
@@ -29,14 +31,14 @@ def predict(model: nn.Module, x: NDArray[np.float32], device: torch.device) -> N
     return answers
 
 
-def evaluate(model: nn.Module, rows: Split, task: Task, device: torch.device) -> Metrics:
+def evaluate(model: MLP, rows: Split, config: Train, device: torch.device) -> Metrics:
     """Metrics of the model against the noisy y and the known truth f(x); `loss` is the training's.
 
-    For regression with answers p (N, O), `loss` is the `mse`;
-    `r2` = 1 - sum (y - p)^2 / sum (y - mean y)^2, and None where y is constant;
-    `excess_risk` = mean (p - f(x))^2: what is lost besides the noise, never negative.
+    For regression with answers p (N, O), `mse` = mean (p - y)^2 and `mae` = mean |p - y|;
+    `r2` = 1 - sum (y - p)^2 / sum (y - mean y)^2, the mean over the outputs, and None where a y is
+    constant; `excess_risk` = mean (p - f(x))^2: what is lost besides the noise, never negative.
 
-    For classes with probabilities p (N, K), `loss` is the `log_loss`, mean -log p_y;
+    For classes with probabilities p (N, K), `log_loss` = mean -log p_y;
     `accuracy` is the share of rows whose class has the largest p;
     `excess_risk` = mean of sum_k f_k log(f_k / p_k), the KL divergence, never negative.
 
@@ -48,19 +50,20 @@ def evaluate(model: nn.Module, rows: Split, task: Task, device: torch.device) ->
         raise Diverged(
             "the model's answers to held-out rows are not all finite; lower train.optimizer.lr"
         )
-    if task == "classification":
-        return _of_classes(np.maximum(answers, SMALLEST), rows)
-    return _of_numbers(answers, rows)
+    objective = Objective(config, model)
+    if classes := objective.scaling is None:
+        answers = np.maximum(answers, SMALLEST)
+    loss = objective.of_answers(*(torch.from_numpy(v).to(device) for v in (answers, rows.y)))
+    return {"loss": loss, **(_of_classes if classes else _of_numbers)(answers, rows)}
 
 
 def _of_numbers(answers: NDArray[np.float64], rows: Split) -> Metrics:
-    mse = float(np.mean(np.square(answers - rows.y)))
-    variance = float(np.mean(np.square(rows.y - rows.y.mean(axis=0, dtype=np.float64))))
+    errors = np.square(answers - rows.y).mean(axis=0)
+    variances = np.square(rows.y - rows.y.mean(axis=0, dtype=np.float64)).mean(axis=0)
     return {
-        "loss": mse,
-        "mse": mse,
+        "mse": float(errors.mean()),
         "mae": float(np.mean(np.abs(answers - rows.y))),
-        "r2": 1 - mse / variance if variance > 0 else None,
+        "r2": float(np.mean(1 - errors / variances)) if variances.all() else None,
         "excess_risk": float(np.mean(np.square(answers - rows.truth))),
     }
 
@@ -71,7 +74,6 @@ def _of_classes(answers: NDArray[np.float64], rows: Split) -> Metrics:
     truth = np.maximum(rows.truth, SMALLEST)
     divergence = np.sum(rows.truth * np.log(truth / answers), axis=1)
     return {
-        "loss": log_loss,
         "log_loss": log_loss,
         "accuracy": float(np.mean(answers.argmax(axis=1) == y)),
         # Rounding may leave a model that is the truth below 0 by some 1e-17.

@@ -6,30 +6,26 @@ Shapes: N training rows, B rows of a batch, F features, O outputs.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from job import interrupt
 from job.config import Checkpoint, Config
-from job.data import Dataset, Split
+from job.data import Dataset
 from job.errors import Diverged
 from job.log import event
-from job.model import MLP, Unstandardise
+from job.model import MLP, with_dropout
 from job.optim import make_optimizer
-from job.streams import Purpose, generator
+from job.streams import Purpose, generator, seed_of
 from job.train.checkpoint import load_checkpoint, save_checkpoint
 from job.train.evaluate import Metrics, evaluate
+from job.train.loss import Objective
+from job.train.precision import say_if_tf32_is_float32, tf32
 from job.train.schedule import learning_rate_factor
 from job.train.step import training_step
-
-LOSSES: dict[str, type[nn.Module]] = {
-    "mse": nn.MSELoss,
-    "cross_entropy": nn.CrossEntropyLoss,  # of what the softmax is applied to
-}
 
 
 @dataclass(frozen=True)
@@ -42,12 +38,19 @@ class EpochRecord:
     training_loss: float  # mean over the epoch, each batch before its own update
     validation: Metrics
 
+    @property
+    def validation_loss(self) -> float:
+        loss = self.validation["loss"]
+        assert loss is not None
+        return loss
+
 
 @dataclass
 class Training:
     """How far the training is, and what it did so far."""
 
     epochs: list[EpochRecord] = field(default_factory=list)
+    best: int = 0  # the epoch whose weights the model ends with; the last but for early stopping
     steps: int = 0
     loss_sum: float = 0.0  # over the rows of the epoch that is under way
     rows: int = 0
@@ -56,6 +59,11 @@ class Training:
     @property
     def samples_per_second(self) -> float:
         return self.rows / self.seconds
+
+    @property
+    def result(self) -> EpochRecord:
+        """The record of the epoch whose weights the model ends with."""
+        return self.epochs[self.best - 1]
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Training":
@@ -81,93 +89,137 @@ def train(
         Diverged: a loss or a gradient was not finite; names epoch and step.
         Interrupted: a signal has come; the state is saved.
     """
-    model.to(device)
-    x, y, unit = _as_trained(model, data.training, device)
-    optimizer = make_optimizer(model.network.parameters(), config.train.optimizer)
-    training = _restored(checkpoints, model, optimizer)
-    for record in training.epochs:
+    trainer = Trainer(model, data, config, device, checkpoints)
+    for record in trainer.training.epochs:
         on_epoch(record)
-    saver = Saver(checkpoints, config.train.checkpoint, model, optimizer, training)
+    while not trainer.done:
+        on_epoch(trainer.train_epoch())
+        trainer.saver.after_epoch(last=trainer.done)
+    trainer.take_best()
+    return trainer.training
 
-    for epoch in range(len(training.epochs) + 1, config.train.epochs + 1):
-        lr = _rest_of_epoch(epoch, model, optimizer, x, y, config, training, saver)
-        model.eval()
-        metrics = evaluate(model, data.validation, config.data.task, device)
-        loss = unit * training.loss_sum / len(x)
+
+class Trainer:
+    """A model on its way: what its steps need, on the device, and how far it is."""
+
+    def __init__(
+        self, model: MLP, data: Dataset, config: Config, device: torch.device, checkpoints: Path
+    ) -> None:
+        self.config, self.device, self.validation = config, device, data.validation
+        self.model = model.to(device)
+        self.network = with_dropout(model.network, config.model.dropout)
+        self.objective = Objective(config.train, model)
+        self.loss_function = self.objective.function.to(device)
+        with torch.no_grad():
+            self.x = model.input(torch.from_numpy(data.training.x).to(device))
+            self.y = self.objective.targets(torch.from_numpy(data.training.y).to(device))
+        self.steps_per_epoch = -(-len(self.x) // config.train.batch_size)
+        self.optimizer = make_optimizer(model.network.parameters(), config.train.optimizer)
+        self.tf32 = config.train.precision == "tf32"
+        if self.tf32:
+            say_if_tf32_is_float32(device)
+        self.saver = Saver(checkpoints, config.train.checkpoint, model, self.optimizer)
+        self.training = self.saver.training
+
+    @property
+    def done(self) -> bool:
+        epochs, stopping = len(self.training.epochs), self.config.train.early_stopping
+        stopped = stopping is not None and epochs - self.training.best >= stopping.patience
+        return stopped or epochs == self.config.train.epochs
+
+    def train_epoch(self) -> EpochRecord:
+        """The steps of the epoch that are not done yet, and its record."""
+        training, epochs = self.training, self.config.train.epochs
+        epoch = len(training.epochs) + 1
+        with tf32(self.tf32):
+            self._rest_of_epoch(epoch)
+        self.model.eval()
+        metrics = evaluate(self.model, self.validation, self.config.train, self.device)
+        loss = self.objective.unit * training.loss_sum / len(self.x)
+        lr = float(self.optimizer.param_groups[0]["lr"])
         record = EpochRecord(epoch, training.steps, lr, loss, metrics)
+        self._note_if_best(record)
         training.epochs.append(record)
         training.loss_sum = 0.0
-        on_epoch(record)
         event(
             "epoch",
-            f"epoch {epoch}/{config.train.epochs}  loss {record.training_loss:.5g}  "
-            f"validation {metrics['loss']:.5g}  {training.samples_per_second:,.0f} rows/s",
+            f"epoch {epoch}/{epochs}  loss {loss:.5g}  validation {metrics['loss']:.5g}  "
+            f"{training.samples_per_second:,.0f} rows/s",
             epoch=epoch,
-            training_loss=record.training_loss,
+            training_loss=loss,
             validation=metrics,
             samples_per_second=training.samples_per_second,
         )
-        saver.after_epoch(last=epoch == config.train.epochs)
-    return training
+        return record
 
+    def _note_if_best(self, record: EpochRecord) -> None:
+        stopping, training = self.config.train.early_stopping, self.training
+        if stopping is None:
+            training.best = record.epoch
+        elif (
+            training.best == 0
+            or record.validation_loss < training.result.validation_loss - stopping.min_delta
+        ):
+            training.best = record.epoch
+            self.saver.note_best()
 
-def _rest_of_epoch(
-    epoch: int,
-    model: MLP,
-    optimizer: torch.optim.Optimizer,
-    x: Tensor,
-    y: Tensor,
-    config: Config,
-    training: Training,
-    saver: "Saver",
-) -> float:
-    """The steps of `epoch` that are not done yet; returns the last learning rate."""
-    loss_function = LOSSES[config.train.loss]()
-    steps_per_epoch = -(-len(x) // config.train.batch_size)
-    schedule = partial(
-        learning_rate_factor,
-        config.train.schedule.name,
-        steps=config.train.epochs * steps_per_epoch,
-    )
-    model.train()
-    batches = _shuffled(len(x), config.train.batch_size, config.seed, epoch, x.device)
-    done = training.steps - (epoch - 1) * steps_per_epoch
-    stopwatch = time.perf_counter()
-    for rows in batches[done:]:
-        if config.train.schedule.name != "constant":  # which leaves lr to the optimizer
-            for group in optimizer.param_groups:
-                group["lr"] = config.train.optimizer.lr * schedule(training.steps)
-        training.steps += 1
-        try:
-            loss = training_step(model.network, loss_function, optimizer, x[rows], y[rows])
-        except Diverged as reason:
-            raise Diverged(
-                f"training diverged at step {training.steps} in epoch {epoch}: {reason}; "
-                f"lower train.optimizer.lr"
-            ) from None
-        training.loss_sum += loss * len(rows)
-        training.rows += len(rows)
-        if saver.due:
-            training.seconds += time.perf_counter() - stopwatch
-            saver.within_epoch()
-            stopwatch = time.perf_counter()
-    training.seconds += time.perf_counter() - stopwatch
-    return float(optimizer.param_groups[0]["lr"])
+    def take_best(self) -> None:
+        """Gives the model the best epoch's weights, and says so where it was not the last."""
+        self.model.eval()
+        epochs, best = len(self.training.epochs), self.training.best
+        if best < epochs:
+            self.model.network.load_state_dict(self.saver.best)
+            event(
+                "early_stopping",
+                f"of {epochs} epochs the validation loss was lowest after epoch {best}: its "
+                f"weights are taken",
+                epochs=epochs,
+                best=best,
+            )
 
+    def _rest_of_epoch(self, epoch: int) -> None:
+        training, size = self.training, self.config.train.batch_size
+        self.network.train()
+        batches = _shuffled(len(self.x), size, self.config.seed_number, epoch, self.device)
+        done = training.steps - (epoch - 1) * self.steps_per_epoch
+        stopwatch = time.perf_counter()
+        for rows in batches[done:]:
+            try:
+                loss = self._step(rows)
+            except Diverged as reason:
+                raise Diverged(
+                    f"training diverged at step {training.steps + 1} in epoch {epoch}: {reason}; "
+                    f"lower train.optimizer.lr"
+                ) from None
+            training.steps += 1
+            training.loss_sum += loss * len(rows)
+            training.rows += len(rows)
+            if self.saver.due:
+                training.seconds += time.perf_counter() - stopwatch
+                self.saver.within_epoch()
+                stopwatch = time.perf_counter()
+        training.seconds += time.perf_counter() - stopwatch
 
-@torch.no_grad()
-def _as_trained(model: MLP, rows: Split, device: torch.device) -> tuple[Tensor, Tensor, float]:
-    """The training rows as the network and the loss see them, on the device, and the loss's unit.
-
-    Standardised x (N, F) and y (N, O), where a loss of 1 is the target's variance; or for classes
-    their numbers y (N,), where the loss has no unit.
-    """
-    x: Tensor = model.input(torch.from_numpy(rows.x).to(device))
-    y = torch.from_numpy(rows.y).to(device)
-    if isinstance(model.output, Unstandardise):
-        unit = float(model.output.std.square().mean())
-        return x, (y - model.output.mean) / model.output.std, unit
-    return x, y[:, 0].long(), 1.0
+    def _step(self, rows: Tensor) -> float:
+        """One step on these rows; its learning rate and dropout follow from its number alone."""
+        config, step = self.config.train, self.training.steps
+        if not config.schedule.steady:
+            factor = learning_rate_factor(
+                config.schedule, step, config.epochs * self.steps_per_epoch
+            )
+            for group in self.optimizer.param_groups:
+                group["lr"] = config.optimizer.lr * factor
+        if self.config.model.dropout > 0:  # torch.nn.Dropout draws from torch's own generator
+            torch.manual_seed(seed_of(self.config.seed_number, Purpose.DROPOUT, step))
+        return training_step(
+            self.network,
+            self.loss_function,
+            self.optimizer,
+            self.x[rows],
+            self.y[rows],
+            grad_clip=config.grad_clip,
+            bfloat16=config.precision == "bfloat16",
+        )
 
 
 def _shuffled(n: int, size: int, seed: int, epoch: int, device: torch.device) -> Sequence[Tensor]:
@@ -176,23 +228,28 @@ def _shuffled(n: int, size: int, seed: int, epoch: int, device: torch.device) ->
     return torch.split(torch.from_numpy(order).to(device), size)
 
 
-@dataclass
 class Saver:
-    """Decides when a checkpoint is due, and writes it."""
+    """The state of a training: restores it, decides when a checkpoint is due, and writes it."""
 
-    folder: Path
-    config: Checkpoint
-    model: MLP
-    optimizer: torch.optim.Optimizer
-    training: Training
-    last: float = field(default_factory=time.monotonic)
+    def __init__(
+        self, folder: Path, config: Checkpoint, model: MLP, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.folder, self.config, self.model, self.optimizer = folder, config, model, optimizer
+        self.training = Training()
+        self.best: dict[str, Tensor] = {}  # the network's weights after the best epoch
+        self.last = time.monotonic()
+        self._restore()
 
     @property
     def due(self) -> bool:
-        """Is one wanted now, in the middle of an epoch?"""
+        """Is a checkpoint wanted now, in the middle of an epoch?"""
         seconds = self.config.every_seconds
         late = seconds is not None and time.monotonic() - self.last >= seconds
         return late or interrupt.requested()
+
+    def note_best(self) -> None:
+        """Keeps a copy of the network's weights."""
+        self.best = {name: w.clone() for name, w in self.model.network.state_dict().items()}
 
     def within_epoch(self) -> None:
         """Saves.
@@ -219,23 +276,23 @@ class Saver:
             "network": self.model.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "training": asdict(self.training),
+            "best": self.best,
         }
         save_checkpoint(self.folder, self.training.steps, state)
         self.last = time.monotonic()
 
-
-def _restored(folder: Path, model: MLP, optimizer: torch.optim.Optimizer) -> Training:
-    """Puts model and optimizer where the newest checkpoint left them, and says how far that is."""
-    state = load_checkpoint(folder)
-    if state is None:
-        return Training()
-    model.network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    training = Training.from_state(state["training"])
-    event(
-        "resumed",
-        f"going on after step {training.steps}, {len(training.epochs)} epochs are done",
-        steps=training.steps,
-        epochs=len(training.epochs),
-    )
-    return training
+    def _restore(self) -> None:
+        """Puts all where the newest checkpoint left it, if there is one."""
+        state = load_checkpoint(self.folder)
+        if state is None:
+            return
+        self.model.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.training, self.best = Training.from_state(state["training"]), state["best"]
+        steps, epochs = self.training.steps, len(self.training.epochs)
+        event(
+            "resumed",
+            f"going on after step {steps}, {epochs} epochs are done",
+            steps=steps,
+            epochs=epochs,
+        )

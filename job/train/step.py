@@ -15,16 +15,26 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     x: Tensor,
     y: Tensor,
+    *,
+    grad_clip: float | None = None,
+    bfloat16: bool = False,
 ) -> float:
     """Forward, backward, update on x (B, F), y (B, O); the mean loss over the batch.
+
+    `grad_clip` is the norm to which the gradients are clipped, all together; `bfloat16` lets
+    torch.autocast compute the layers in it, from float32 weights.
 
     Raises:
         Diverged: the loss or a gradient is not finite; the weights are as before.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss: Tensor = loss_function(network(x), y)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+        answer = network(x)
+    loss: Tensor = loss_function(answer.float(), y)
     loss.backward()  # type: ignore[no-untyped-call]
     _require_finite(loss, network)
+    if grad_clip is not None:
+        _clip(network, grad_clip)
     value = loss.item()
     optimizer.step(lambda: value)  # a closure is how torch tells an optimizer the loss; AdamZ asks
     return value
@@ -40,3 +50,10 @@ def _require_finite(loss: Tensor, network: nn.Sequential) -> None:
     if not torch.isfinite(largest):
         name = next(n for n, gradient in gradients.items() if not torch.isfinite(gradient).all())
         raise Diverged(f"the gradient of {name} is not finite")
+
+
+def _clip(network: nn.Sequential, norm: float) -> None:
+    found = torch.nn.utils.clip_grad_norm_(network.parameters(), norm)
+    # Else every gradient would be multiplied by norm / infinity and nothing learnt, in silence.
+    if not torch.isfinite(found):
+        raise Diverged(f"the norm of the gradients is {found.item()} and cannot be clipped")

@@ -123,10 +123,11 @@ def test_a_schedule_beside_adamz_is_refused(schedule: str, place: str, tmp_path:
     with pytest.raises(ConfigError) as caught:
         load_config(str(path))
     name = "linear" if "linear" in schedule else "cosine"
-    assert caught.value.faults == [
+    (fault,) = caught.value.faults
+    assert fault.startswith(
         f"{place}: train.schedule: adamz adjusts the learning rate itself and a {name} schedule "
-        f'would overwrite it; set train.schedule.name=constant, got {{"name": "{name}"}}'
-    ]
+        f'would overwrite it; set train.schedule={{name: constant}}, got {{"name": "{name}"'
+    )
     assert (
         load_config(str(path), ["train.schedule.name=constant"]).train.schedule.name == "constant"
     )
@@ -170,6 +171,54 @@ def test_adamz_trains_with_the_lr_that_its_losses_ask_for(tmp_path: Path) -> Non
     changes = [b / a for a, b in itertools.pairwise(expected) if a != b]
     assert min(changes) < 1 < max(changes), "the case shows only one of the rules"
     assert "adamz_may_climb" not in events(done.stderr)  # max_lr is 5 lr
+
+
+# One training row, whose standardised x and y are 0, and a linear model: the loss is its bias b as
+# |b|, of gradient 1 or -1, by which Adam goes in steps of lr. So the losses can be scripted.
+ONE_ROW = (
+    *("data.samples=100", "data.test=0.32", "data.validation=0.67", "model.hidden=[]"),
+    *("train.loss=mae", "train.schedule={name: constant}", "export.formats=[torchscript, onnx]"),
+    *("device=cpu", "threads=1", "verify.batches=[1]"),
+)
+
+
+@pytest.mark.parametrize(
+    ("keys", "epochs", "changes"),
+    [
+        # Steps too small for float32: L_t = max from the third on, and nothing else.
+        pytest.param(
+            {"lr": 1e-30, "patience": 3, "min_lr": 0.0}, 9, [1] * 2 + [0.5] * 7, id="flat"
+        ),
+        # Standard deviations of 3 and 20 equidistant losses: (8 / 399)^(1/2) = 0.14 < 0.2.
+        pytest.param(
+            {"lr": 1e-3, "patience": 20, "stagnation_period": 3, "max_lr": 1.6e-3},
+            24,
+            [1] * 19 + [1.2, 1.2, 1.6 / 1.44, 1, 1],
+            id="a linear fall, and max_lr",
+        ),
+        # Windows of 2 and 1: a fall is stagnation, a rise both at once.
+        pytest.param(
+            {"lr": 0.15, "patience": 2, "stagnation_period": 1, "min_lr": 0.1, "betas": [0, 0]},
+            6,
+            [1, 1.2, 0.6, 1.2, 0.1 / 0.1296, 1.2],
+            id="both at once, and min_lr",
+        ),
+    ],
+)
+def test_each_rule_of_adamz_by_the_real_command(
+    keys: dict[str, Any], epochs: int, changes: list[float], tmp_path: Path
+) -> None:
+    optimizer = f"train.optimizer={json.dumps({'name': 'adamz', **keys})}"
+    settings = (*ONE_ROW, optimizer, f"train.epochs={epochs}")
+    done = run_job("train", *settings, "--output", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    lines = (Path(done.stdout.strip()) / "metrics.jsonl").read_text().splitlines()
+    told = [json.loads(line) for line in lines]
+    losses, rates = ([line[key] for line in told] for key in ("training_loss", "learning_rate"))
+    rules = {name: value for name, value in keys.items() if name not in ("lr", "betas")}
+    assert rates == pytest.approx(adamz_lr(losses, keys["lr"], **rules), rel=1e-12)
+    seen = [after / before for before, after in itertools.pairwise([keys["lr"], *rates])]
+    assert seen == pytest.approx(changes)
 
 
 def test_adamz_warns_of_a_bound_far_above_lr(tmp_path: Path) -> None:
