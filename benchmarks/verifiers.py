@@ -105,7 +105,7 @@ def torch_verify(content: bytes, trained: Trained) -> str:
     """
     try:
         program = as_program(content, trained)
-        _core.onnxscript_apis.check_model(program.model)
+        _core.onnxscript_apis.check_model(program.model)  # type: ignore[attr-defined]
         found = _verification.verify_onnx_program(program, (trained.traced,))
     except Exception:  # noqa: BLE001  it takes all, logs them, and returns the program
         return WARNS
@@ -142,7 +142,7 @@ def optimum(content: bytes, trained: Trained) -> str:
     from optimum.utils import DummyInputGenerator, NormalizedConfig
     from transformers import PretrainedConfig
 
-    class Rows(DummyInputGenerator):
+    class Rows(DummyInputGenerator):  # type: ignore[misc]  # untyped
         SUPPORTED_INPUT_NAMES = ("input",)
 
         def __init__(self, task: str, normalized_config: Any, batch_size: int = 2, **_: Any):
@@ -151,7 +151,7 @@ def optimum(content: bytes, trained: Trained) -> str:
         def generate(self, input_name: str, *_: Any, **__: Any) -> Any:
             return self.random_float_tensor(self.shape)
 
-    class Config(OnnxConfig):
+    class Config(OnnxConfig):  # type: ignore[misc]  # untyped
         NORMALIZED_CONFIG_CLASS = NormalizedConfig
         DUMMY_INPUT_GENERATOR_CLASSES = (Rows,)
         inputs = {"input": {0: "batch"}}  # noqa: RUF012  as its own configurations are written

@@ -90,5 +90,5 @@ def _files(folder: Path) -> dict[str, Path]:
 def _content(folder: Path, name: str) -> bytes:
     path = folder / name
     if not path.is_file():
-        raise DataError(f"{folder}: {name} is missing")
+        raise DataError(f"{folder}: {name!r} is missing")
     return path.read_bytes()

@@ -168,7 +168,7 @@ def test_verify_refuses_a_folder_that_lacks_a_file(
     (copy / missing).unlink()
     done = job("verify", str(copy))
     assert done.returncode == 65
-    assert f"{missing} is missing" in done.stderr
+    assert f"'{missing}' is missing" in done.stderr
 
 
 def test_verify_of_nothing_is_66(job: Job, tmp_path: Path) -> None:

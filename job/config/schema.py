@@ -151,7 +151,7 @@ class Adam(Section):
     lr: Rate = 0.01
     """Learning rate at the schedule's peak."""
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
-    """Fraction of the running means of the gradient and of its square."""
+    """Decay of the running means of the gradient and of its square."""
     eps: NonNegative = 1e-8
     """Added to the denominator."""
     weight_decay: NonNegative = 0.0
@@ -165,7 +165,7 @@ class AdamW(Section):
     lr: Rate = 0.01
     """Learning rate at the schedule's peak."""
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
-    """Fraction of the running means of the gradient and of its square."""
+    """Decay of the running means of the gradient and of its square."""
     eps: NonNegative = 1e-8
     """Added to the denominator."""
     weight_decay: NonNegative = 0.01
@@ -179,7 +179,7 @@ class AdamX(Section):
     lr: Rate = 1e-3
     """Learning rate at the schedule's peak; the first steps are 3 to 7 times as long."""
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
-    """Fraction of the running means of the gradient and of its square."""
+    """Decay of the running means of the gradient and of its square."""
     eps: NonNegative = 1e-8
     """Added to the denominator."""
     beta1_decay: Annotated[float, Field(gt=0, le=1)] = 0.999
@@ -200,7 +200,7 @@ class AdamZ(Section):
     lr: Rate = 0.01
     """Learning rate of the first step, from min_lr to max_lr."""
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
-    """Fraction of the running means of the gradient and of its square."""
+    """Decay of the running means of the gradient and of its square."""
     eps: NonNegative = 1e-8
     """Added to the denominator."""
     overshoot_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
