@@ -10,7 +10,14 @@ from job.data import Dataset
 from job.export import export_model, write_goldens
 from job.model import MLP
 from job.train import predict
-from job.verify import Reference
+from job.verify import Reference, with_training_batch
+
+
+def batches_to_verify(config: Config, rows: int) -> list[int]:
+    """Those of the configuration and that of the training, of which there are `rows` rows."""
+    outputs = config.data.classes or config.data.outputs
+    widest = max(config.data.features, *config.model.hidden, outputs)
+    return with_training_batch(config.verify.batches, config.train.batch_size, rows, widest)
 
 
 def write_artifacts(

@@ -274,7 +274,8 @@ def _verify(options: argparse.Namespace, started: float) -> str:
 
 def _self_test(folder: Path) -> None:
     from job.errors import ExportMismatch
-    from job.verify.selftest import score, self_test
+    from job.verify.judgement import score
+    from job.verify.selftest import self_test
 
     judged = []
     for one in self_test(folder):

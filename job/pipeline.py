@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from job import interrupt, record
-from job.artifacts import write_artifacts
+from job.artifacts import batches_to_verify, write_artifacts
 from job.clock import Clock
 from job.config import Config
 from job.data import load_data
@@ -54,7 +54,7 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
     """preflight -> data -> model -> train -> export -> verify -> report -> publish."""
     with clock.stage("preflight"):
         if not run.checkpoints.exists():  # an earlier attempt has passed it
-            preflight_in_child(config, run.staging / "verification.json")
+            preflight_in_child(config, run.staging)
             record.say_preflight()
 
     with clock.stage("data"):
@@ -70,8 +70,9 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
         require_quality(config.quality.metrics, test)
 
     with clock.stage("export"):
+        batches = batches_to_verify(config, len(data.training.x))
         reference = write_artifacts(
-            model, data, config, device.torch, run.staging, identity, config.verify.batches
+            model, data, config, device.torch, run.staging, identity, batches
         )
 
     with clock.stage("verify"):
@@ -81,7 +82,7 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
 
     with clock.stage("report"):
         facts = record.manifest_fields(
-            run, config, device, identity, data, training, test, verification
+            run, config, device, identity, data, training, test, verification, batches
         )
         record.write_config(run, config)
         record.write_report(run, config, facts, training, verification)

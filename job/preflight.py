@@ -4,7 +4,6 @@ A model that cannot be exported, or whose files no engine runs right, then fails
 seconds and not after the training.
 """
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -31,29 +30,29 @@ def preflight(config: Config, folder: Path) -> Verification:
     model = build_model(config, data.training.x, data.training.y).eval()
     cpu = torch.device("cpu")
     reference = write_artifacts(model, data, config, cpu, folder, "preflight", BATCHES)
-    return verify_files(folder, reference)
+    return verify_files(folder, reference).explained(folder, reference)
 
 
-def preflight_in_child(config: Config, verification: Path) -> None:
+def preflight_in_child(config: Config, evidence: Path) -> None:
     """The same in a process of its own, because a second export in one process differs in names.
 
-    What was found is written to the file `verification` if it is a mismatch.
+    What was found is written to the folder `evidence` if it is a mismatch.
 
     Raises:
         ExportMismatch: the files do not agree with the model.
         JobError: it failed otherwise; the class is that of the failure.
         Interrupted: a signal has come.
     """
-    run_child("job.preflight", config.model_dump_json(), str(verification))
+    run_child("job.preflight", config.model_dump_json(), str(evidence))
 
 
 def main() -> None:
-    config, verification = sys.argv[1:]
+    config, evidence = sys.argv[1:]
     try:
         with tempfile.TemporaryDirectory() as folder:
             found = preflight(Config.model_validate_json(config), Path(folder))
         if found.faults:
-            Path(verification).write_text(json.dumps(found.as_json()))
+            found.write(Path(evidence))
         found.require_agreement()
     except Verdict as verdict:
         raise type(verdict)(f"before the training: {verdict}") from None

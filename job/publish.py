@@ -225,7 +225,7 @@ def publish(run: Run, fields: dict[str, Any], verified: Mapping[str, str], keep:
     _remove_old(run, keep)
 
 
-EVIDENCE = ("report.html", "verification.json", "metrics.jsonl")
+EVIDENCE = ("report.html", "verification.json", "failing_input.npy", "metrics.jsonl")
 
 
 def leave_evidence(run: Run, keep: int) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -93,15 +93,20 @@ def say_if_memorising(training: Training, data: Dataset, config: Config) -> None
 
 
 def write_verification(run: Run, verification: Verification) -> None:
-    text = json.dumps(verification.as_json(), indent=1, allow_nan=False)
-    (run.staging / "verification.json").write_text(text + "\n")
+    verification.write(run.staging)
     failed = len(verification.faults)
+    rejected, wrong = verification.mutants
+    checked = f"; {rejected} of {wrong} wrong exports rejected" if wrong else ""
     event(
         "verify",
-        f"{len(verification.comparisons)} comparisons in a fresh process, {failed} failed",
+        f"{len(verification.comparisons)} comparisons in a fresh process, {failed} failed{checked}",
         comparisons=len(verification.comparisons),
         failed=failed,
+        mutants_rejected=rejected,
+        mutants=wrong,
     )
+    if verification.diagnosis:
+        event("diagnosis", str(verification.diagnosis), level=WARNING)
 
 
 def manifest_fields(
@@ -113,6 +118,7 @@ def manifest_fields(
     training: Training,
     test: Metrics,
     verification: Verification,
+    batches: Sequence[int],
 ) -> dict[str, Any]:
     """All of manifest.json but `files` and `timing`."""
     return {
@@ -156,7 +162,8 @@ def manifest_fields(
             "passed": True,
             "comparisons": len(verification.comparisons),
             "headroom": verification.headroom,
-            "batches": list(config.verify.batches),
+            "mutants": dict(zip(("rejected", "of"), verification.mutants, strict=True)),
+            "batches": list(batches),
         },
         "versions": versions(),
         "source": {

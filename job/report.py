@@ -60,8 +60,12 @@ svg { max-width: 100%; height: auto; } svg text { fill: currentColor; font-size:
 {% endif %}{% if verification %}<h2>Verification</h2>
 <p>{{ verification.comparisons | length }} comparisons with a float64 evaluation of the trained
 model. The largest error used {{ "%.2g" | format(100 * (1 - verification.headroom)) }} % of what
-float32 arithmetic may be off by.</p>
-{% if verification.faults %}<ul>{% for fault in verification.faults %}<li>{{ fault }}</li>
+float32 arithmetic may be off by.{% if verification.self_check.mutants %} The verifier was shown
+wrong exports of this very model: {{ verification.self_check.score }}.{% endif %}</p>
+{% if verification.diagnosis %}<p>{{ verification.diagnosis.sentence }} The input is in
+failing_input.npy.</p>
+{% endif %}{% if verification.faults %}<ul>
+{% for fault in verification.faults %}<li>{{ fault }}</li>
 {% endfor %}</ul>{% endif %}<table>
 <tr><th>file</th><th>engine</th><th>comparisons</th><th>largest error</th><th>of its bound</th>
 <th>verdict</th></tr>

@@ -20,7 +20,13 @@ COMPARISON = {
     "bound_used": 0.25,
     "verdict": "passed",
 }
-VERIFICATION: dict[str, Any] = {"headroom": 0.75, "faults": [], "comparisons": [COMPARISON]}
+VERIFICATION: dict[str, Any] = {
+    "headroom": 0.75,
+    "faults": [],
+    "self_check": {"score": "3 of 3 wrong exports rejected", "mutants": [{}]},
+    "diagnosis": None,
+    "comparisons": [COMPARISON],
+}
 
 
 def page(**changes: Any) -> str:

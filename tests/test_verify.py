@@ -147,6 +147,7 @@ EXPECTED = Answer(
     np.array([[1.0], [np.nan], [np.inf], [2.0]]),
     np.array([[0.1], [0], [0], [0.1]]),
     np.array([False] * 4),
+    np.full((4, 1), 0.1),
 )
 RIGHT = np.array([[1.05], [np.nan], [np.inf], [1.95]], np.float32)
 CASE = Case("rows", np.zeros((4, 1), np.float32))
@@ -172,7 +173,7 @@ def changed(row: int, value: float) -> Array:
         (changed(0, np.nan), "outside the bound, the first in row 0"),
         (changed(0, np.inf), "outside the bound"),
         (changed(3, 2.2), "the first in row 3: 2.2"),
-        (changed(1, 0.0), "row 1 is 0.0, not nan"),
+        (changed(1, 0.0), "row 1 is 0, not nan"),
         (changed(2, -np.inf), "row 2 is -inf, not inf"),
         (changed(2, np.nan), "row 2 is nan, not inf"),
         (RIGHT[:, 0], r"has shape (4,), not (4, 1)"),
@@ -197,7 +198,7 @@ def test_a_vague_row_takes_any_infinity_or_nan_but_no_number(value: float) -> No
 
 
 def test_where_float32_may_overflow_nothing_is_demanded_and_nothing_counted() -> None:
-    expected = Answer(np.array([[1e39]]), np.array([[np.inf]]), np.array([False]))
+    expected = Answer(np.array([[1e39]]), np.array([[np.inf]]), np.array([False]), np.ones((1, 1)))
     case = Case("scale", np.zeros((1, 1), np.float32))
     found = compare("file", "engine", case, np.array([[np.inf]], np.float32), expected)
     assert found.passed

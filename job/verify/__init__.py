@@ -3,9 +3,10 @@
 Nothing here writes outside the folder it is told, and nothing here passes on doubt.
 """
 
+from job.verify.battery import with_training_batch
 from job.verify.compare import Comparison
 from job.verify.files import Verification, verify_files
-from job.verify.fresh import verify_in_fresh_process
+from job.verify.fresh import verify_in_fresh_process, verify_staged
 from job.verify.published import verify_published
 from job.verify.reference import Reference
 
@@ -16,4 +17,6 @@ __all__ = [
     "verify_files",
     "verify_in_fresh_process",
     "verify_published",
+    "verify_staged",
+    "with_training_batch",
 ]

@@ -4,14 +4,13 @@ import sys
 from pathlib import Path
 
 from job.child import be_child
-from job.verify.files import verify_files
-from job.verify.fresh import save_result
+from job.verify.fresh import save_result, verify_staged
 from job.verify.reference import Reference
 
 
 def main() -> None:
     folder, reference, result = map(Path, sys.argv[1:])
-    save_result(verify_files(folder, Reference.load(reference)), result)
+    save_result(verify_staged(folder, Reference.load(reference)), result)
 
 
 if __name__ == "__main__":

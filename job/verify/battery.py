@@ -1,7 +1,7 @@
 """The inputs that every file is run with, made from the golden rows alone.
 
 So `verify DIR` on a published folder runs exactly what ran before publishing.
-Shapes: N rows, F features.
+Shapes: N rows, F features, G golden rows.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,16 @@ from job.errors import ExportMismatch
 
 Float32 = NDArray[np.float32]
 
-# Multipliers of the golden rows: from subnormal numbers to where a sum of squares would overflow.
-# Mirrored too: where all data is positive, nothing else would tell x from its magnitude.
-SCALES = (1e-40, 1e-30, 1e-12, 1e-3, -1.0, 1e3, 1e12, 1e30)
+# Multipliers of the golden rows, to where a sum of squares would overflow. Mirrored too: where all
+# data is positive, nothing else would tell x from its magnitude.
+SCALES = (1e-30, 1e-12, 1e-3, -1.0, 1e3, 1e12, 1e30)
+# Below 2^-126, float32's smallest normal number.
+SUBNORMAL = 1e-40
 # Columns that are set to NaN or infinity, one at a time.
 MAX_COLUMNS = 64
+# The largest batch that is run, and values of one layer that a batch may have: 64 MiB.
+MAX_BATCH = 65_536
+MAX_VALUES = 2**24
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,14 @@ class Case:
     name: str
     x: Float32
     complete: bool = False  # ordinary rows: every answer must be a number, none is excused
+    golden_rows: NDArray[np.intp] | None = None  # (N,): which of the golden rows they are
+
+
+def with_training_batch(
+    batches: Sequence[int], batch_size: int, rows: int, widest: int
+) -> list[int]:
+    """`batches` with the size that the training ran, where a layer of `widest` values allows it."""
+    return sorted({*batches, max(1, min(batch_size, rows, MAX_BATCH, MAX_VALUES // widest))})
 
 
 def cases(golden: Float32, batches: Sequence[int]) -> list[Case]:
@@ -40,10 +53,19 @@ def cases(golden: Float32, batches: Sequence[int]) -> list[Case]:
     """
     if len(golden) == 0:
         raise ExportMismatch("there are no golden rows to verify with")
-    found = [Case(f"held-out rows, batch {n}", _first(golden, n), complete=True) for n in batches]
-    some = _first(golden, 7)
+
+    def ordinary(name: str, rows: NDArray[np.intp]) -> Case:
+        return Case(name, golden[rows], complete=True, golden_rows=rows)
+
+    every = np.arange(len(golden))
+    found = [ordinary(f"held-out rows, batch {n}", np.arange(n) % len(golden)) for n in batches]
+    found.append(ordinary("permuted rows", np.roll(every[::-1], len(golden) // 3)))
+    found.append(ordinary("duplicated rows", np.repeat(every, 2)))
+    some = golden[np.arange(7) % len(golden)]
+    found.append(Case("constant columns", _constant_columns(some), complete=True))
     found.append(Case("empty batch", golden[:0]))
     found.append(Case("zeros", np.zeros_like(some), complete=True))
+    found.append(Case("subnormal numbers", _of_magnitude(some, SUBNORMAL)))
     with np.errstate(over="ignore", under="ignore"):
         found += [Case(f"scale {s:g}", some * np.float32(s)) for s in SCALES]
     found.append(Case("NaN in one column", _one_column(golden, np.nan)))
@@ -53,13 +75,23 @@ def cases(golden: Float32, batches: Sequence[int]) -> list[Case]:
     return found
 
 
-def _first(golden: Float32, n: int) -> Float32:
-    return np.ascontiguousarray(golden[np.arange(n) % len(golden)])
+def _constant_columns(rows: Float32) -> Float32:
+    """Every second column has one value in all rows."""
+    x = rows.copy()
+    x[:, ::2] = x[0, ::2]
+    return x
+
+
+def _of_magnitude(rows: Float32, size: float) -> Float32:
+    """`rows` scaled so that the largest value is `size`."""
+    exact = rows.astype(np.float64)
+    largest = np.abs(exact).max()
+    return (exact * (size / largest if largest else 1.0)).astype(np.float32)
 
 
 def _one_column(golden: Float32, value: float) -> Float32:
     """Row i has `value` in column i; further rows are untouched, to see that they stay so."""
     columns = min(golden.shape[1], MAX_COLUMNS)
-    x = _first(golden, columns + 3)
+    x: Float32 = golden[np.arange(columns + 3) % len(golden)]
     x[np.arange(columns), np.arange(columns)] = value
     return x

@@ -9,7 +9,8 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,7 +71,7 @@ def _onnxruntime_optimised(content: bytes) -> Run:
 
 def load_onnx(content: bytes, *, optimise: bool = True) -> Run:
     """An ONNX model in onnxruntime's CPU provider, which is seen to be the one that runs."""
-    session = _session(content, optimise=optimise)
+    session = onnx_session(content, optimise=optimise)
 
     def run(x: Float32) -> object:
         return _only(session.run(None, {"input": x}))
@@ -78,7 +79,7 @@ def load_onnx(content: bytes, *, optimise: bool = True) -> Run:
     return run
 
 
-def _session(content: bytes, *, optimise: bool = True) -> Any:
+def onnx_session(content: bytes, *, optimise: bool = True) -> Any:
     import onnxruntime as ort
 
     if _EXTERNAL.search(content):
@@ -105,10 +106,16 @@ def load_torchscript(content: bytes) -> Any:
     """The torch.jit module of an archive. It is code: load only what is known to be ours."""
     import torch
 
-    with warnings.catch_warnings():
-        # Deprecated upstream but asked for.
-        warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
+    with torchscript():
         return torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def torchscript() -> Iterator[None]:
+    """Without the warning that it is deprecated upstream: it is asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
+        yield
 
 
 def _exported_program(content: bytes) -> Run:
@@ -135,7 +142,7 @@ def _only(outputs: list[object]) -> object:
 
 def onnx_signature(content: bytes) -> tuple[list[Any], list[Any]]:
     """(name, type, shape) of each input and of each output, as onnxruntime reads them."""
-    session = _session(content)
+    session = onnx_session(content)
     inputs, outputs = (
         [(v.name, v.type, list(v.shape)) for v in values]
         for values in (session.get_inputs(), session.get_outputs())

@@ -2,9 +2,10 @@
 
 import hashlib
 import importlib.util
+import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 
 from job.errors import ExportMismatch, ReadWriteError
 from job.verify.compare import Comparison, compare
+from job.verify.diagnose import Diagnosis, diagnose
 from job.verify.engines import Engine, engines, onnx_signature
+from job.verify.judgement import Judgement, score
 from job.verify.reference import Reference
 from job.verify.weights import disagreements, weights_of
 
 MODEL_FILES = ("model.onnx", "model.torchscript.pt", "model.pt2", "model.safetensors")
 ALWAYS = ("model.onnx", "model.torchscript.pt")
+FAILING_INPUT = "failing_input.npy"
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Verification:
     comparisons: list[Comparison]
     skipped: list[str]
     sha256: Mapping[str, str]  # of the very bytes that were verified
+    self_check: Sequence[Judgement] = ()  # what the verifier made of wrong exports of this model
+    diagnosis: Diagnosis | None = None
 
     @property
     def faults(self) -> list[str]:
@@ -48,12 +54,22 @@ class Verification:
                 found.append(f"{artifact}: was not run")
         if not self.ran:
             found.append("no model file was run")
+        found += [
+            f"the verifier failed its self-check: {j}" for j in self.self_check if not j.right
+        ]
         return found
 
     @property
     def ran(self) -> set[str]:
         """The model files that were run on at least one row."""
         return {c.artifact for c in self.comparisons if c.rows} & set(MODEL_FILES)
+
+    @property
+    def mutants(self) -> tuple[int, int]:
+        """How many of the wrong exports of the self-check were rejected, and how many there were;
+        those that change nothing in this model are not counted."""
+        n = score(self.self_check)[1]
+        return n["rejected"], n["rejected"] + n["survived"] + n["misjudged"]
 
     def require_agreement(self) -> None:
         """Before publishing everything must have been seen: what is skipped is not verified.
@@ -73,6 +89,10 @@ class Verification:
         """1 - the largest share of its error bound that any answer used."""
         return 1 - max((c.bound_used for c in self.comparisons), default=1.0)
 
+    def explained(self, folder: Path, reference: Reference) -> "Verification":
+        """The same with a diagnosis, if an answer of a file in `folder` is wrong."""
+        return replace(self, diagnosis=diagnose(folder, reference, self.comparisons))
+
     def as_json(self) -> dict[str, Any]:
         """What verification.json holds."""
         return {
@@ -80,8 +100,20 @@ class Verification:
             "headroom": self.headroom,
             "faults": self.faults,
             "skipped": self.skipped,
+            "self_check": {
+                "score": score(self.self_check)[0],
+                "mutants": [asdict(j) for j in self.self_check],
+            },
+            "diagnosis": self.diagnosis and self.diagnosis.as_json(),
             "comparisons": [c.as_json() for c in self.comparisons],
         }
+
+    def write(self, folder: Path) -> None:
+        """verification.json, and beside it the failing input if there is one, (N, F) as .npy."""
+        text = json.dumps(self.as_json(), indent=1, allow_nan=False)
+        (folder / "verification.json").write_text(text + "\n")
+        if self.diagnosis:
+            np.save(folder / FAILING_INPUT, self.diagnosis.input, allow_pickle=False)
 
 
 def verify_files(folder: Path, reference: Reference) -> Verification:
@@ -104,6 +136,8 @@ def verify_files(folder: Path, reference: Reference) -> Verification:
         else:
             comparisons.append(comparison)
     comparisons += _answers(files, runnable, reference)
+    if not _subnormals_survive():
+        skipped.append("subnormal numbers: this process reads or writes them as zeros")
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     return Verification(comparisons, skipped, digests)
 
@@ -116,6 +150,12 @@ def _require_temporary_folder() -> None:
         raise ReadWriteError(
             "there is no writable temporary folder; set TMPDIR, or add --tmpfs /tmp to docker run"
         ) from None
+
+
+def _subnormals_survive() -> bool:
+    """A library may have told this thread's processor to flush them, and then nothing sees them."""
+    tiny = np.full(1, 2.0**-140, np.float32)
+    return bool((tiny * np.float32(2)).view(np.uint32)[0])
 
 
 def _goldens(folder: Path, reference: Reference, skipped: list[str]) -> Iterator[Comparison]:
@@ -145,15 +185,15 @@ def _same(
     folder: Path, name: str, engine: str, read: Callable[[Path], Any], wanted: NDArray[Any]
 ) -> Comparison:
     """Does the file `name` hold the numbers `wanted`, bit for bit?"""
-    fault = None
+    faults = {}
     try:
         found = read(folder / name)
         same = found.dtype == wanted.dtype and found.shape == wanted.shape
         if not (same and found.tobytes() == wanted.tobytes()):
-            fault = "differs"
+            faults["goldens"] = "differs"
     except Exception as error:  # noqa: BLE001  whatever it is, the file does not agree
-        fault = f"cannot be read: {_first_line(error)}"
-    return Comparison(name, engine, "same numbers", 0, compared=wanted.size, fault=fault)
+        faults["goldens"] = f"cannot be read: {_first_line(error)}"
+    return Comparison(name, engine, "same numbers", 0, compared=wanted.size, faults=faults)
 
 
 def _signature(content: bytes, reference: Reference) -> Comparison:
@@ -163,14 +203,14 @@ def _signature(content: bytes, reference: Reference) -> Comparison:
         [("input", "tensor(float)", ["batch", features])],
         [("output", "tensor(float)", ["batch", outputs])],
     )
-    fault = None
+    faults = {}
     try:
         got = onnx_signature(content)
         if got != wanted:
-            fault = f"the signature is {got}, not {wanted}"
+            faults["signature"] = f"the signature is {got}, not {wanted}"
     except Exception as error:  # noqa: BLE001  whatever it is, the file does not agree
-        fault = f"cannot be loaded: {_first_line(error)}"
-    return Comparison("model.onnx", "onnxruntime", "signature", 0, fault=fault)
+        faults["runs"] = f"cannot be loaded: {_first_line(error)}"
+    return Comparison("model.onnx", "onnxruntime", "signature", 0, faults=faults)
 
 
 def _weights(artifact: str, content: bytes, reference: Reference) -> Comparison | None:
@@ -178,12 +218,12 @@ def _weights(artifact: str, content: bytes, reference: Reference) -> Comparison 
         found = weights_of(artifact, content)
         if found is None:
             return None
-        faults = list(disagreements(artifact, found, reference.weights))
+        reasons = list(disagreements(artifact, found, reference.weights))
     except Exception as error:  # noqa: BLE001  whatever it is, the file does not agree
-        faults = [f"its weights cannot be read: {_first_line(error)}"]
+        reasons = [f"its weights cannot be read: {_first_line(error)}"]
     count = sum(weight.size for weight in reference.weights.values())
-    fault = "; ".join(faults[:3]) or None
-    return Comparison(artifact, "weights", "bit for bit", 0, compared=count, fault=fault)
+    faults = {"weights": "; ".join(reasons[:3])} if reasons else {}
+    return Comparison(artifact, "weights", "bit for bit", 0, compared=count, faults=faults)
 
 
 def _answers(
@@ -198,18 +238,20 @@ def _answers(
         try:
             run = engine.load(files[engine.artifact])
         except Exception as error:  # noqa: BLE001  whatever it is, the file does not agree
-            fault = f"cannot be loaded: {_first_line(error)}"
-            yield Comparison(engine.artifact, engine.name, "load", 0, fault=fault)
+            faults = {"runs": f"cannot be loaded: {_first_line(error)}"}
+            yield Comparison(engine.artifact, engine.name, "load", 0, faults=faults)
             continue
         for case, expected in battery:
             try:
                 got = run(case.x.copy())
             except Exception as error:  # noqa: BLE001  whatever it is, the file does not agree
-                fault = f"cannot be run: {_first_line(error)}"
+                faults = {"runs": f"cannot be run: {_first_line(error)}"}
                 rows = len(case.x)
-                yield Comparison(engine.artifact, engine.name, case.name, rows, fault=fault)
+                yield Comparison(engine.artifact, engine.name, case.name, rows, faults=faults)
             else:
-                yield compare(engine.artifact, engine.name, case, got, expected)
+                yield compare(
+                    engine.artifact, engine.name, case, got, expected, reference.torch_error
+                )
 
 
 def _first_line(error: Exception) -> str:

@@ -2,18 +2,23 @@
 
 import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+
+import numpy as np
 
 from job.child import run_child
 from job.errors import JobError
 from job.verify.compare import Comparison
-from job.verify.files import Verification
+from job.verify.diagnose import Diagnosis
+from job.verify.files import FAILING_INPUT, Verification, verify_files
+from job.verify.judgement import Judgement
 from job.verify.reference import Reference
+from job.verify.selftest import self_check
 
 
 def verify_in_fresh_process(folder: Path, reference: Reference, work: Path) -> Verification:
-    """What `verify_files` finds in a new interpreter, which is told nothing but files.
+    """What `verify_staged` finds in a new interpreter, which is told nothing but files.
 
     `work` is a private folder through which reference and result are handed over.
 
@@ -27,18 +32,45 @@ def verify_in_fresh_process(folder: Path, reference: Reference, work: Path) -> V
         reference.save(question)
         run_child("job.verify", str(folder), str(question), str(result))
         try:
-            found = json.loads(result.read_text())
-            comparisons = [Comparison(**entry) for entry in found["comparisons"]]
-            return Verification(comparisons, found["skipped"], found["sha256"])
+            return _read(result)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise JobError(f"the verifying process left no result: {error!r}") from None
 
 
+def verify_staged(folder: Path, reference: Reference) -> Verification:
+    """What `verify_files` finds, and then: if all agree, whether it would have noticed wrong
+    files; if not, where they part from the model."""
+    verification = verify_files(folder, reference).explained(folder, reference)
+    if verification.faults:
+        return verification
+    return replace(verification, self_check=list(self_check(folder, reference)))
+
+
 def save_result(verification: Verification, result: Path) -> None:
     """The other end: writes what `verify_in_fresh_process` reads."""
+    diagnosis = verification.diagnosis
     found = {
         "comparisons": [asdict(c) for c in verification.comparisons],
         "skipped": verification.skipped,
         "sha256": verification.sha256,
+        "self_check": [asdict(j) for j in verification.self_check],
+        "diagnosis": diagnosis and {k: v for k, v in vars(diagnosis).items() if k != "input"},
     }
+    if diagnosis:
+        np.save(result.with_name(FAILING_INPUT), diagnosis.input, allow_pickle=False)
     result.write_text(json.dumps(found))
+
+
+def _read(result: Path) -> Verification:
+    found = json.loads(result.read_text())
+    diagnosis = None
+    if found["diagnosis"]:
+        failing = np.load(result.with_name(FAILING_INPUT), allow_pickle=False)
+        diagnosis = Diagnosis(**found["diagnosis"], input=failing)
+    return Verification(
+        [Comparison(**entry) for entry in found["comparisons"]],
+        found["skipped"],
+        found["sha256"],
+        [Judgement(**entry) for entry in found["self_check"]],
+        diagnosis,
+    )

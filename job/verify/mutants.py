@@ -28,7 +28,10 @@ ONNX, SCRIPT, PT2 = "model.onnx", "model.torchscript.pt", "model.pt2"
 
 # Patterns of reasons, in the verifier's own words.
 WEIGHTS = "holds other values in"
-NUMBERS = r"outside the bound|times what rounding can give|: row \d+ is \S+, not \S+$"
+NUMBERS = (
+    r"outside the bound|times what rounding can give|times the trained model's own|"
+    r"are of another class|: row \d+ is \S+, not \S+$"
+)
 SHAPE = "the answer has shape"
 SIGNATURE = "the signature is"
 

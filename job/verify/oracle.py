@@ -5,8 +5,8 @@ model or its exporters. Shapes: N rows, F features, H units of a layer, O output
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -83,13 +83,42 @@ class Answer:
     infinity; in a `vague` row (N,) either will do, but no number. `bound` is infinite where
     float32 itself may overflow on the way: there nothing can be demanded, and such elements do
     not count as compared. `noise` (N, O) is the size that float32's rounding errors have by
-    chance, root mean square, where `bound` is what they cannot exceed; infinite if unknown.
+    chance, root mean square, where `bound` is what they cannot exceed. `classes`: the values of a
+    row are probabilities, the largest of which decides.
     """
 
     value: Float64
     bound: Float64
     vague: NDArray[np.bool_]
-    noise: Float64 | float = math.inf
+    noise: Float64
+    classes: bool = False
+
+    def of_rows(self, rows: NDArray[np.intp]) -> "Answer":
+        """The answer to those rows of the input, in that order."""
+        return replace(
+            self,
+            value=self.value[rows],
+            bound=self.bound[rows],
+            vague=self.vague[rows],
+            noise=self.noise[rows],
+        )
+
+
+class Stage(NamedTuple):
+    """A value on the way to the answer, (N, H), and the size of its rounding errors by chance."""
+
+    name: str
+    value: Float64
+    noise: Float64
+
+
+class _Evaluation(NamedTuple):
+    """The values of the stages, the size of each one's own rounding, and `Answer`'s."""
+
+    values: list[Float64]
+    roundings: list[Float64]
+    bound: Float64
+    vague: NDArray[np.bool_]
 
 
 class Layer(NamedTuple):
@@ -120,16 +149,31 @@ class Oracle:
         numbers below TINY are read or written as zeros (not where that makes 0 * Inf of a weight).
         """
         with np.errstate(all="ignore"):
-            return self._evaluate(x.astype(np.float64))
+            exact = x.astype(np.float64)
+            found = self._evaluate(exact)
+            noise = self._noises(exact, found)[-1]
+        classes = self.task == "classification"
+        return Answer(found.values[-1], found.bound, found.vague, noise, classes)
 
-    def _evaluate(self, x: Float64) -> Answer:
+    def stages(self, x: Float32) -> list[Stage]:
+        """What the model computes on its way from x (N, F) to the answer, in this order."""
+        layers = linear_layers(self.weights)
+        names = [name for layer in layers for name in (layer, f"{self.activation} after {layer}")]
+        names = ["input", *names[:-1], "output"]
+        with np.errstate(all="ignore"):
+            exact = x.astype(np.float64)
+            found = self._evaluate(exact)
+            noises = self._noises(exact, found)
+        return [Stage(*one) for one in zip(names, found.values, noises, strict=True)]
+
+    def _evaluate(self, x: Float64) -> _Evaluation:
         mean, std = self._scaling("input")
         h = (x - mean) / std
         error = _settled(h, 3 * U * np.abs(h) + 3 * TINY / std + TINY)
         overflow = _too_large(h) | _too_large(x - mean)
         activation = ACTIVATIONS[self.activation]
         vague = np.zeros(len(x), np.bool_)
-        roundings = [error]
+        values, roundings = [h], [error]
         for index, (weight, bias) in enumerate(self._layers):
             terms = weight.shape[1] + 1
             finite = np.where(np.isfinite(h), np.abs(h), 0.0)
@@ -141,6 +185,7 @@ class Oracle:
             overflow |= _too_large(magnitude + carried)
             h = h @ weight.T + bias
             error = _settled(h, carried + gamma * (magnitude + carried) + lost)
+            values.append(h)
             roundings.append(_settled(h, math.sqrt(terms) * U * magnitude + lost))
             if index < len(self._layers) - 1:
                 vague |= np.isinf(h).any(axis=1) & activation.vague_at_infinity
@@ -148,6 +193,7 @@ class Oracle:
                 typical = U * activation.own_error(np.abs(h)) + TINY
                 h = activation.value(h)
                 error = _settled(h, activation.slope * error + own)
+                values.append(h)
                 roundings.append(_settled(h, typical))
         if self.task == "classification":
             y, bound, typical = _softmax_with_bounds(h, error)
@@ -158,11 +204,12 @@ class Oracle:
             bound = error * std + 3 * U * magnitude + 3 * TINY
             typical = 3 * U * (np.abs(h) * std + np.abs(mean)) + 3 * TINY
             overflow |= _too_large(magnitude)
+        values.append(y)
         roundings.append(_settled(y, typical))
         bound = np.where(overflow[:, None], np.inf, _settled(y, bound))
-        return Answer(y, bound, vague, self._noise(x, y, roundings))
+        return _Evaluation(values, roundings, bound, vague)
 
-    def _noise(self, x: Float64, exact: Float64, roundings: Sequence[Float64]) -> Float64:
+    def _noises(self, x: Float64, exact: _Evaluation) -> list[Float64]:
         """Root mean square over SAMPLES evaluations that err by chance as float32 does.
 
         The bound supposes that all errors conspire: through wide layers, six deep, it exceeds the
@@ -173,15 +220,17 @@ class Oracle:
         (D. S. Parker, Monte Carlo arithmetic, 1997).
         """
         draw = np.random.Generator(np.random.Philox(0))
-        squares = np.zeros_like(exact)
+        squares = [np.zeros_like(value) for value in exact.values]
         for _ in range(SAMPLES):
-            squares += np.square(self._erring(x, roundings, draw) - exact)
-        return np.sqrt(squares / SAMPLES)
+            erring = self._erring(x, exact.roundings, draw)
+            for total, wrong, value in zip(squares, erring, exact.values, strict=True):
+                total += np.square(wrong - value)
+        return [np.sqrt(total / SAMPLES) for total in squares]
 
     def _erring(
         self, x: Float64, roundings: Sequence[Float64], draw: np.random.Generator
-    ) -> Float64:
-        """The model's formula with a random error of the given size after each step."""
+    ) -> Iterator[Float64]:
+        """The values of the model's formula with a random error of the given size after each."""
         sizes = iter(roundings)
 
         def rounded(step: Float64) -> Float64:
@@ -190,14 +239,16 @@ class Oracle:
         activation = ACTIVATIONS[self.activation].value
         *hidden, last = self._layers
         mean, std = self._scaling("input")
-        h = rounded((x - mean) / std)
+        yield (h := rounded((x - mean) / std))
         for weight, bias in hidden:
-            h = rounded(activation(rounded(h @ weight.T + bias)))
-        h = rounded(h @ last.weight.T + last.bias)
+            yield (h := rounded(h @ weight.T + bias))
+            yield (h := rounded(activation(h)))
+        yield (h := rounded(h @ last.weight.T + last.bias))
         if self.task == "classification":
-            return rounded(_softmax(h))
-        mean, std = self._scaling("output")
-        return rounded(h * std + mean)
+            yield rounded(_softmax(h))
+        else:
+            mean, std = self._scaling("output")
+            yield rounded(h * std + mean)
 
     @cached_property
     def _layers(self) -> list[Layer]:

@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.errors import DataError
-from job.verify.battery import Case, cases
+from job.verify.battery import MAX_BATCH, Case, cases
+from job.verify.compare import relative_error
 from job.verify.oracle import ACTIVATIONS, TASKS, Answer, Oracle, widths
 from job.verify.weights import read_safetensors
 
 Float32 = NDArray[np.float32]
-
-# Largest batch that is run, as in job.yaml.
-MAX_BATCH = 65_536
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,17 @@ class Reference:
         """
         oracle = self.oracle()
         goldens = Case("golden vectors", self.golden_input, complete=True)
-        return [(case, oracle(case.x)) for case in (goldens, *self.battery())]
+        answer = oracle(goldens.x)
+        rest = [
+            (case, oracle(case.x) if case.golden_rows is None else answer.of_rows(case.golden_rows))
+            for case in self.battery()
+        ]
+        return [(goldens, answer), *rest]
+
+    @cached_property
+    def torch_error(self) -> float:
+        """The trained model's own error on the golden rows, to which every engine is held."""
+        return relative_error(self.golden_output, self.expected[0][1])
 
     def battery(self) -> list[Case]:
         """All inputs that every file is run with."""

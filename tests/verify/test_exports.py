@@ -209,7 +209,7 @@ def test_an_approximate_gelu_in_a_deep_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
     faults = verify_files(tmp_path, reference).faults
     assert faults
-    assert all("times what rounding can give" in fault for fault in faults)
+    assert not any("bound" in fault for fault in faults)
 
 
 def test_weights_outside_the_file_are_not_followed_even_where_they_lie(

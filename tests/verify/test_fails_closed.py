@@ -28,11 +28,10 @@ def judged(got: object, expected: Answer, case: Case = ROWS) -> str:
 
 
 def test_a_nan_never_passes() -> None:
-    for noise in (1e-6, np.inf):
-        expected = Answer(VALUE, np.full((4, 1), np.inf), SURE, np.full((4, 1), noise))
-        got = np.full((4, 1), np.nan, np.float32)
-        assert "outside the bound" in judged(got, replace(expected, bound=VALUE))
-        assert "may overflow" in judged(got, expected, replace(ROWS, complete=True))
+    expected = Answer(VALUE, np.full((4, 1), np.inf), SURE, VALUE)
+    got = np.full((4, 1), np.nan, np.float32)
+    assert "outside the bound" in judged(got, replace(expected, bound=VALUE))
+    assert "may overflow" in judged(got, expected, replace(ROWS, complete=True))
 
 
 def test_a_nan_among_right_answers_does_not_hide_in_the_mean() -> None:
@@ -63,7 +62,7 @@ def test_the_rms_error_is_held_to_the_noise_and_not_beyond() -> None:
         found = compare("file", "engine", ROWS, got, expected)
         assert found.noise_used == pytest.approx(share, rel=1e-3)
         assert found.passed == passes
-    assert "the RMS error is" in str(found.fault)
+    assert "the RMS error" in str(found.fault)
 
 
 def test_a_model_of_nan_is_not_verified_by_equal_nan() -> None:

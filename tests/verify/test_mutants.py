@@ -13,8 +13,9 @@ import torch
 from job.manifest import file_entries, write_manifest
 from job.verify import Comparison, Reference, files, mutants
 from job.verify.battery import Case
+from job.verify.judgement import Judgement, score
 from job.verify.mutants import NUMBERS, ONNX, Mutant
-from job.verify.selftest import Judgement, score, self_check, self_test
+from job.verify.selftest import self_check, self_test
 from tests.conftest import ROOT, Job
 
 from .models import Sample, sample
@@ -235,7 +236,7 @@ def test_the_command_says_what_became_of_each_and_the_score(
     assert total["rejected"] == len(wrong) > 90
     assert total["message"].startswith(f"self-test: {len(wrong)} of {len(wrong)} wrong exports")
     bias = next(line for line in wrong if line["mutant"] == "biases dropped")
-    assert (bias["artifact"], bias["rules"]) == (ONNX, ["numbers", "weights"])
+    assert (bias["artifact"], bias["rules"]) == (ONNX, ["bound", "noise", "torch", "weights"])
     assert "holds other values in 100 of 100 elements of network.0.bias" in bias["reason"]
     assert lines[-1]["name"] == "OK"
     assert content(published) == before
@@ -246,7 +247,7 @@ def test_the_command_says_what_became_of_each_and_the_score(
 ACCEPT = """
 from job.verify import Comparison
 import job.verify.files as f
-f.compare = lambda a, e, c, got, x: Comparison(a, e, c.name, len(c.x), compared=len(c.x))
+f.compare = lambda a, e, c, got, x, *_: Comparison(a, e, c.name, len(c.x), compared=len(c.x))
 """
 NO_WEIGHTS = "import job.verify.files as f; f.disagreements = lambda *_: iter(())"
 NO_SIGNATURE = """
