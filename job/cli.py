@@ -258,6 +258,8 @@ def _verify(options: argparse.Namespace, started: float) -> str:
     if verification.faults:
         for fault in verification.faults:
             log.event("fault", fault, level=log.CRITICAL)
+        if verification.diagnosis:
+            log.event("diagnosis", str(verification.diagnosis), level=log.CRITICAL)
         raise ExportMismatch(f"the files in {folder} do not agree: {verification.faults[0]}")
     count, headroom = len(verification.comparisons), verification.headroom
     log.event(

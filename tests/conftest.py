@@ -16,6 +16,16 @@ SMALL = ("data.samples=4000", "train.epochs=2", "train.batch_size=512", "device=
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--random-models",
+        type=int,
+        default=12,
+        metavar="N",
+        help="faithful random models that must raise no false alarm",
+    )
+
+
 def run_job(
     *arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:

@@ -80,6 +80,8 @@ def test_the_manifest_has_the_pinned_fields(published: Path) -> None:
     assert manifest["timing"].keys() >= {"total", "import", "data", "train", "export", "verify"}
     assert manifest["timing"]["total"] < 600
     assert manifest["verification"]["passed"] is True
+    assert manifest["verification"]["batches"] == [1, 2, 3, 7, 64, 257, 512]
+    assert manifest["verification"]["mutants"] == {"rejected": 23, "of": 23}
     assert 0 < manifest["verification"]["headroom"] <= 1
     assert manifest["versions"].keys() >= {"python", "torch", "onnx", "onnxruntime"}
     assert manifest["source"].keys() == {"revision", "image"}
@@ -89,6 +91,8 @@ def test_verification_json_holds_every_comparison_and_no_hash(published: Path) -
     text = (published / "verification.json").read_text()
     verification = json.loads(text)
     assert verification["passed"] is True
+    assert verification["self_check"]["score"].startswith("23 of 23 wrong exports rejected")
+    assert "23 of 23 wrong exports rejected" in (published / "report.html").read_text()
     assert len(verification["comparisons"]) == manifest_of(published)["verification"]["comparisons"]
     assert not re.search("[0-9a-f]{64}", text)
     seen = {(c["artifact"], c["engine"]) for c in verification["comparisons"]}
@@ -239,10 +243,16 @@ def test_a_wrong_export_is_81_and_nothing_is_published(
     assert {p.name for p in evidence.iterdir()} == {
         "report.html",
         "verification.json",
+        "failing_input.npy",
         "metrics.jsonl",
     }
-    assert json.loads((evidence / "verification.json").read_text())["passed"] is False
-    assert "DIFFERS" in (evidence / "report.html").read_text()
+    found = json.loads((evidence / "verification.json").read_text())
+    assert found["passed"] is False
+    assert found["diagnosis"]["first_layer"] == "network.0"
+    assert np.load(evidence / "failing_input.npy").shape == (1, 10)
+    report = (evidence / "report.html").read_text()
+    assert "DIFFERS" in report
+    assert "It parts from the model at network.0. The input is in" in " ".join(report.split())
 
 
 def test_a_wrong_export_never_replaces_the_last_good_one(

@@ -47,6 +47,7 @@ def test_a_wrong_export_is_81_before_the_first_epoch(tmp_path: Path) -> None:
     assert "before the training: the files do not agree" in str(last["message"])
     evidence = tmp_path / "out" / "failed" / "one"
     assert json.loads((evidence / "verification.json").read_text())["passed"] is False
+    assert (evidence / "failing_input.npy").exists()
     assert "DIFFERS" in (evidence / "report.html").read_text()
     assert not list((tmp_path / "out" / "work" / "runs").iterdir())
 

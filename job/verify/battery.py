@@ -17,6 +17,9 @@ Float32 = NDArray[np.float32]
 # Multipliers of the golden rows, to where a sum of squares would overflow. Mirrored too: where all
 # data is positive, nothing else would tell x from its magnitude.
 SCALES = (1e-30, 1e-12, 1e-3, -1.0, 1e3, 1e12, 1e30)
+# Hardly different from the mean of the rows, somewhat outside of what was trained on, and where
+# every activation and softmax is saturated.
+SPREADS = (1e-4, 3.0, 1e9)
 # Below 2^-126, float32's smallest normal number.
 SUBNORMAL = 1e-40
 # Columns that are set to NaN or infinity, one at a time.
@@ -63,6 +66,7 @@ def cases(golden: Float32, batches: Sequence[int]) -> list[Case]:
     found.append(ordinary("duplicated rows", np.repeat(every, 2)))
     some = golden[np.arange(7) % len(golden)]
     found.append(Case("constant columns", _constant_columns(some), complete=True))
+    found += [Case(f"spread by {s:g}", _spread(golden, s)) for s in SPREADS]
     found.append(Case("empty batch", golden[:0]))
     found.append(Case("zeros", np.zeros_like(some), complete=True))
     found.append(Case("subnormal numbers", _of_magnitude(some, SUBNORMAL)))
@@ -79,6 +83,14 @@ def _constant_columns(rows: Float32) -> Float32:
     """Every second column has one value in all rows."""
     x = rows.copy()
     x[:, ::2] = x[0, ::2]
+    return x
+
+
+def _spread(rows: Float32, factor: float) -> Float32:
+    """`factor` times as far from the mean of their column."""
+    mean = rows.mean(axis=0, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        x: Float32 = (mean + factor * (rows - mean)).astype(np.float32)
     return x
 
 

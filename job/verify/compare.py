@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.verify.battery import Case
-from job.verify.oracle import Answer, U
+from job.verify.oracle import TINY, Answer, U
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -38,7 +38,7 @@ class Comparison:
     rows: int
     compared: int = 0  # elements that were compared as numbers or as non-finite values
     max_error: float = 0.0  # target's units
-    max_relative_error: float = 0.0
+    max_relative_error: float = 0.0  # where the oracle's value is a normal float32 number
     max_ulps: float = 0.0  # of float32, at the oracle's value
     rms_error: float = 0.0
     bound_used: float = 0.0  # largest error / bound; at most 1 to pass
@@ -126,8 +126,8 @@ def _measured(got: Float32, expected: Answer, torch_error: float | None) -> dict
         return {"compared": compared}
     difference = _difference(got, expected)
     value = np.abs(expected.value)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.where(numbers & (value > 0), difference / value, 0.0)
+    with np.errstate(all="ignore"):
+        relative = np.where(numbers & (value >= TINY), difference / value, 0.0)
         ulps = np.where(numbers, difference / np.spacing(value.astype(np.float32)), 0.0)
         used = np.where(numbers, difference / expected.bound, -1.0)
     noises = _rms(difference[numbers] / expected.noise[numbers])

@@ -17,13 +17,20 @@ from job.verify.weights import weights_of
 
 
 def verify_published(folder: Path) -> Verification:
-    """Everything that can be checked of a published folder with what is installed here.
+    """Everything that can be checked of a published folder with what is installed here, and where
+    a file that is wrong parts from the model.
 
     Raises:
         MissingInputError: there is no published folder, or nothing here can read its weights or
             run its models.
         DataError: a file is missing or is not the one that was published.
     """
+    verification, reference = judge_published(folder)
+    return verification.explained(folder, reference)
+
+
+def judge_published(folder: Path) -> tuple[Verification, Reference]:
+    """`verify_published` without an explanation, and what the files were held against."""
     manifest = read_manifest(folder)
     if not any(map(importlib.util.find_spec, RUNTIMES)):
         raise MissingInputError("nothing here can run the models; install onnxruntime")
@@ -34,7 +41,7 @@ def verify_published(folder: Path) -> Verification:
         # The bytes that were verified are the ones whose hash was checked.
         if manifest["files"][name]["sha256"] != digest:
             raise DataError(f"{folder}: {name} changed while it was verified")
-    return verification
+    return verification, reference
 
 
 def _require_listed(folder: Path, files: Any) -> None:

@@ -310,3 +310,4 @@ def test_a_folder_that_is_wrong_itself_is_told_first(tmp_path: Path, job: Job) -
     done = job("verify", str(folder), "--self-test", "--log-format", "json")
     assert done.returncode == 81
     assert '"mutant"' not in done.stderr
+    assert "It parts from the model at input." in done.stderr
