@@ -78,7 +78,7 @@ def _run(kind: str, name: str, lr: float, seed: int, overrides: list[str]) -> Ru
     device = choose_device(config)
     prepare_torch(device)
     data = load_data(config.data, seed, memory_limit())
-    model = build_model(config, data.training.x, data.training.y)
+    model = build_model(config, data.training.x, data.training.y, len(data.classes))
     told: list[EpochRecord] = []
     try:
         with tempfile.TemporaryDirectory() as folder:

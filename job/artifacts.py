@@ -33,7 +33,7 @@ def write_artifacts(
         batches,
         data.golden_input,
         answer=lambda x: predict(model, x, device),
-        task=config.data.task,
+        task=config.train.task,
     )
     write_goldens(folder, reference.golden_input, reference.golden_output)
     export_model(model, folder, config, fingerprint)

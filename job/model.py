@@ -109,10 +109,13 @@ def with_dropout(network: nn.Sequential, share: float) -> nn.Sequential:
     return layers
 
 
-def build_model(config: Config, x: NDArray[np.float32], y: NDArray[np.float32]) -> MLP:
-    """The untrained model for training rows x (N, F), y (N, O); a function of the seed alone."""
-    outputs = config.data.classes or y.shape[1]
-    model = MLP(x.shape[1], config.model.hidden, outputs, config.model.activation, config.data.task)
+def build_model(
+    config: Config, x: NDArray[np.float32], y: NDArray[np.float32], classes: int = 0
+) -> MLP:
+    """The untrained model for training rows x (N, F), y (N, O) or the numbers (N, 1) of so many
+    classes; a function of the seed alone."""
+    outputs, task = classes or y.shape[1], config.train.task
+    model = MLP(x.shape[1], config.model.hidden, outputs, config.model.activation, task)
     model.input.fit(x)
     if isinstance(model.output, Unstandardise):
         model.output.fit(y)
