@@ -121,7 +121,7 @@ class Table:
     def _check_words(self, name: str, words: Words, allowed: Collection[str], start: int) -> None:
         faults = [_fault_of_word(value, allowed) for value in words.values]
         for row in np.flatnonzero(np.array([fault is not None for fault in faults])[words.codes]):
-            self._refuse(start + row, name, str(faults[words.codes[row]]))
+            self._refuse(start + int(row), name, str(faults[words.codes[row]]))
 
     def _refuse(self, row: int, column: str, fault: str) -> None:
         raise DataError(f"{self.path}: row {row + 1}, column {column}: {fault}")
