@@ -94,7 +94,7 @@ def friedman2(draw: np.random.Generator, n: int, features: int) -> tuple[Array, 
     f(x) (n, 1) = sqrt(x0^2 + (x1 x2 - 1 / (x1 x3))^2), x (n, F) as in `_circuits`.
 
     Source: as `friedman1`, with the ranges of L. Breiman, Bagging Predictors, Machine Learning 24
-    (1996). f has a standard deviation of about 375.
+    (1996). f has a standard deviation of about 379.
     """
     x, reactance = _circuits(draw, n, features)
     return x, np.hypot(x[:, 0], reactance)[:, None]
@@ -103,7 +103,7 @@ def friedman2(draw: np.random.Generator, n: int, features: int) -> tuple[Array, 
 def friedman3(draw: np.random.Generator, n: int, features: int) -> tuple[Array, Array]:
     """The phase of the same circuit: f(x) (n, 1) = arctan((x1 x2 - 1 / (x1 x3)) / x0).
 
-    f has a standard deviation of about 0.31.
+    f has a standard deviation of about 0.32.
     """
     x, reactance = _circuits(draw, n, features)
     return x, np.arctan2(reactance, x[:, 0])[:, None]  # as arctan(a / b) for b >= 0
