@@ -493,3 +493,22 @@ def test_every_wrong_end_has_its_code(
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("runs/*"))
+
+
+def test_predict_names_the_class_and_each_probability(runs: Path, tmp_path: Path) -> None:
+    folder, source = runs / "artifacts/runs/classes", runs / "wine.parquet"
+    target = tmp_path / "answers.parquet"
+    done = run_job("predict", str(folder), "--input", str(source), "--output", str(target))
+    assert (done.returncode, done.stdout) == (0, f"{target}\n"), done.stderr
+    given, answers = (pyarrow.parquet.read_table(path) for path in (source, target))
+    names = [f"class_{k}" for k in range(3)]
+    added = ["cultivar_predicted", *(f"cultivar_probability_{name}" for name in names)]
+    assert answers.drop_columns(added).equals(given)
+    probabilities = np.transpose([answers[name].to_numpy() for name in added[1:]])
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+    predicted = answers["cultivar_predicted"].to_pylist()
+    assert predicted == [names[k] for k in probabilities.argmax(axis=1)]
+    assert (
+        np.mean([p == g for p, g in zip(predicted, given["cultivar"].to_pylist(), strict=True)])
+        > 0.9
+    )
