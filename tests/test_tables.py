@@ -16,7 +16,8 @@ import pyarrow.parquet
 import pytest
 from sklearn.datasets import load_diabetes, load_wine
 
-from job.config import Data, Task
+from benchmarks import tables
+from job.config import Data, Task, load_config
 from job.data import Dataset, load_data
 from job.errors import DataError, ExitCode, MissingInputError, OutOfMemory
 from job.table import Csv, open_table
@@ -512,3 +513,19 @@ def test_predict_names_the_class_and_each_probability(runs: Path, tmp_path: Path
         np.mean([p == g for p, g in zip(predicted, given["cultivar"].to_pylist(), strict=True)])
         > 0.9
     )
+
+
+@pytest.mark.parametrize("name", ["diabetes", "breast_cancer"])
+def test_it_learns_as_scikit_learns_own_mlp_does(name: str, tmp_path: Path) -> None:
+    """On the same split: within four standard deviations of what scikit-learn scores from one
+    initialisation to another, and one row."""
+    keys = tables.overrides(name, tables.write_csv(name, tmp_path))
+    done = run_job("train", *CONFIG, *keys, "--output", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "out/latest/manifest.json").read_text())
+    config = load_config(None, keys)
+    data = load_data(config.data, config.seed_number, PLENTY, config.train.task)
+    theirs = [tables.scikit_learns(config, data, seed) for seed in range(10)]
+    score = manifest["metrics"]["test"][tables.TABLES[name][1]]
+    off = abs(score - np.mean(theirs))
+    assert off <= 4 * np.std(theirs, ddof=1) + 1 / len(data.test.x)
