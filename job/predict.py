@@ -48,7 +48,8 @@ def predict_file(folder: Path, source: Path, target: Path) -> int:
         )
     manifest = read_manifest(folder)
     try:
-        names = list(manifest["signature"]["inputs"][0]["features"])
+        features = manifest["signature"]["inputs"][0]
+        names = list(features["features"])
         added = _Added(manifest["signature"]["outputs"][0])
     except (LookupError, TypeError, ValueError) as error:
         raise DataError(f"{folder}: manifest.json is malformed: {error!r}") from None
@@ -70,7 +71,9 @@ def predict_file(folder: Path, source: Path, target: Path) -> int:
         _WRITERS[source.suffix](file, table, added) as write,
         progress(table.rows, "rows") as advance,
     ):
-        for batch in table.read(names if tabular else table.names, whole=tabular):
+        columns = names if tabular else table.names
+        missing = columns if features.get("missing") == "mean" else ()
+        for batch in table.read(columns, whole=tabular, missing=missing):
             write(batch, _answers(run, batch.numbers))
             count += len(batch.numbers)
             advance(len(batch.numbers))

@@ -122,7 +122,10 @@ def manifest_fields(
         "created": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "signature": {
             "task": config.train.task,
-            "inputs": [_tensor("input", len(data.features), features=data.features)],
+            "inputs": [
+                _tensor("input", len(data.features), features=data.features)
+                | ({"missing": "mean"} if config.data.missing == "mean" else {})
+            ],
             "outputs": [
                 _tensor("output", len(data.classes), classes=data.classes)
                 | ({"target": data.targets[0]} if data.targets else {})

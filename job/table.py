@@ -89,10 +89,10 @@ class Table:
         words: Mapping[str, Collection[str]] | None = None,
         *,
         whole: bool = False,
-        missing: bool = False,
+        missing: Collection[str] = (),
     ) -> Iterator[Batch]:
         """The rows in their order. `words` maps columns of anything to what they may hold, where
-        that is not all. `missing` lets missing numbers through.
+        that is not all. In the columns `missing` a missing number is let through as NaN.
 
         Raises:
             DataError: a value is missing, no number, too large for float32 or not allowed; it names
@@ -100,18 +100,19 @@ class Table:
         """
         words = words or {}
         start = 0
+        may_miss = np.array([name in missing for name in numbers])
         for columns, record in self._batches([*numbers, *words], numbers, whole):
             found = np.empty((len(next(iter(columns.values()))), len(numbers)), np.float32)
             for i, name in enumerate(numbers):
                 with np.errstate(over="ignore", invalid="ignore"):
                     found[:, i] = self._numbers(name, columns[name])
-            wrong = np.isinf(found) if missing else ~np.isfinite(found)
+            wrong = ~np.isfinite(found) & ~(np.isnan(found) & may_miss)
             if wrong.any():
                 row, column = np.argwhere(wrong)[0]
                 name = numbers[column]
                 # Not found[row, column]: what was too large for float32 has been lost there.
                 value = float(self._numbers(name, columns[name])[row])
-                self._refuse(start + int(row), name, _fault_of_number(value, missing))
+                self._refuse(start + int(row), name, _fault_of_number(value))
             coded = {name: self._words(columns[name]) for name in words}
             for name, column_words in coded.items():
                 self._check_words(name, column_words, words[name], start)
@@ -353,10 +354,8 @@ def _is_number(text: str) -> bool:
     return "_" not in text
 
 
-def _fault_of_number(value: float, missing: bool) -> str:
-    if math.isnan(value) and not missing:
-        return "the value is missing"
-    return f"{value:g} is too large for float32"
+def _fault_of_number(value: float) -> str:
+    return "the value is missing" if math.isnan(value) else f"{value:g} is too large for float32"
 
 
 def _fault_of_word(value: Any, allowed: Collection[str]) -> str | None:

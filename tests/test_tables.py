@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -529,3 +530,70 @@ def test_it_learns_as_scikit_learns_own_mlp_does(name: str, tmp_path: Path) -> N
     score = manifest["metrics"]["test"][tables.TABLES[name][1]]
     off = abs(score - np.mean(theirs))
     assert off <= 4 * np.std(theirs, ddof=1) + 1 / len(data.test.x)
+
+
+HOLES = ("data.kind=file", "data.path=holes.csv", "data.target=y", "data.missing=mean",
+         "train.epochs=2", "train.batch_size=64")  # fmt: skip
+
+
+def with_holes() -> dict[str, list[Any]]:
+    """The table with a tenth of a's and b's values missing."""
+    columns, draw = table(), np.random.default_rng(3)
+    for name in "ab":
+        columns[name] = ["NA" if draw.random() < 0.1 else value for value in columns[name]]
+    return columns
+
+
+@pytest.fixture(scope="module")
+def holes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with such a table and a published run of it, to be read only."""
+    folder = tmp_path_factory.mktemp("holes")
+    write(folder / "holes.csv", with_holes())
+    done = run_job("train", *CONFIG, *HOLES, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_missing_feature_is_the_mean_of_the_training_rows_in_the_graph(holes: Path) -> None:
+    folder = holes / "artifacts/latest"
+    data = loaded(holes / "holes.csv", missing="mean")
+    assert 0.05 < np.isnan(data.training.x[:, :2]).mean() < 0.15
+    mean = np.nanmean(data.training.x, axis=0, dtype=np.float64).astype(np.float32)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    gone = np.isnan(data.test.x)
+    assert gone.any()
+    filled = np.where(gone, mean, data.test.x)
+    answers, wanted = (session.run(None, {"input": x})[0] for x in (data.test.x, filled))
+    np.testing.assert_allclose(answers, wanted, rtol=1e-6)
+    for name in ("input", "output"):
+        assert np.isfinite(np.load(folder / f"golden/{name}.npy")).all()
+    done = run_job("verify", str(folder))
+    assert done.returncode == 0, done.stderr
+
+
+def test_predict_takes_missing_features_where_the_model_does(holes: Path, tmp_path: Path) -> None:
+    def answered(name: str) -> list[list[str]]:
+        target = tmp_path / f"{name}.csv"
+        files = ("--input", str(holes / f"{name}.csv"), "--output", str(target))
+        done = run_job("predict", str(holes / "artifacts/latest"), *files)
+        assert done.returncode == 0, done.stderr
+        return [line.split(",") for line in target.read_text().splitlines()[1:]]
+
+    rows = answered("holes")
+    assert [row[:4] for row in rows] == [
+        list(map(str, row)) for row in zip(*with_holes().values(), strict=True)
+    ]
+    assert np.isfinite([float(row[4]) for row in rows]).all()
+
+
+def test_a_target_may_not_be_missing_nor_all_of_a_feature(tmp_path: Path) -> None:
+    columns = with_holes()
+    columns["y"][-1] = ""
+    with pytest.raises(DataError, match=":401: column y: the value is missing"):
+        loaded(write(tmp_path / "rows.csv", columns), missing="mean")
+    columns = {**table(), "b": [""] * ROWS}
+    with pytest.raises(DataError, match="column b has no value in the training rows"):
+        loaded(write(tmp_path / "rows.csv", columns), missing="mean")
+    columns["b"][7] = "inf"
+    with pytest.raises(DataError, match=":9: column b: inf is too large"):
+        loaded(write(tmp_path / "rows.csv", columns), missing="mean")

@@ -80,7 +80,7 @@ _KINDS_OF = {
     "classes": ("gaussians",),
     "label_noise": ("xor",),
     "teacher": ("teacher",),
-    **dict.fromkeys(("path", "sha256", "target", "columns", "split_by"), ("file",)),
+    **dict.fromkeys(("path", "sha256", "target", "columns", "split_by", "missing"), ("file",)),
 }
 _MIN_FEATURES = {"friedman1": 5, "friedman2": 4, "friedman3": 4, "xor": 2}
 
@@ -143,6 +143,9 @@ class Data(Section):
     """Of file: the features; null takes all columns but target and split_by."""
     split_by: Annotated[str, Field(min_length=1)] | None = None
     """Of file: a column that says training, validation or test; null splits by the seed."""
+    missing: Literal["error", "mean"] = "error"
+    """Of file: what a missing value of a feature is, an error or the mean of the training rows; the
+    model then answers so to NaN."""
     validation: Share = 0.1
     """Share of the rows held out to watch the training."""
     test: Share = 0.1

@@ -50,7 +50,8 @@ def load_file(config: Data, seed: int, memory: int, task: Task) -> Dataset:
         words[config.split_by] = SPLITS
     blocks = []
     codings = {name: _Coding() for name in words}
-    for batch in table.read([*features, *targets], words):
+    missing = features if config.missing == "mean" else ()
+    for batch in table.read([*features, *targets], words, missing=missing):
         interrupt.check()
         blocks.append(batch.numbers)
         for name, coding in codings.items():
@@ -62,6 +63,9 @@ def load_file(config: Data, seed: int, memory: int, task: Task) -> Dataset:
         )
     order, sizes = _split(config, seed, sum(map(len, blocks)), codings)
     x, y = _in_order(blocks, order, len(features))
+    for name, column in zip(features, x[: sizes[0]].T, strict=True):
+        if np.isnan(column).all():
+            raise DataError(f"{table.path}: column {name} has no value in the training rows")
     classes: list[Any] = []
     if not targets:
         codes, classes = codings[config.target[0]].sorted()

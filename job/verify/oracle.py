@@ -120,7 +120,14 @@ class Oracle:
         numbers below TINY are read or written as zeros (not where that makes 0 * Inf of a weight).
         """
         with np.errstate(all="ignore"):
-            return self._evaluate(x.astype(np.float64))
+            return self._evaluate(self._filled(x.astype(np.float64)))
+
+    def _filled(self, x: Float64) -> Float64:
+        """x with the value that stands for NaN, where the model has one (in deviations)."""
+        if "input.fill" not in self.weights:
+            return x
+        mean, std = self._scaling("input")
+        return np.where(np.isnan(x), mean + self._get("input.fill") * std, x)
 
     def _evaluate(self, x: Float64) -> Answer:
         mean, std = self._scaling("input")
@@ -261,6 +268,8 @@ def widths(weights: Mapping[str, Float32], task: str = "regression") -> list[int
     scalings = {"input": found[0]} | ({"output": found[-1]} if task == "regression" else {})
     for side, columns in scalings.items():
         wanted |= {f"{side}.mean": (columns,), f"{side}.std": (columns,)}
+    if "input.fill" in weights:
+        wanted["input.fill"] = (found[0],)
     for name, before, after in zip(layers, found, found[1:], strict=False):
         wanted |= {f"{name}.weight": (after, before), f"{name}.bias": (after,)}
     shapes = {name: weight.shape for name, weight in weights.items()}
