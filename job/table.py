@@ -78,7 +78,8 @@ class Table:
 
     def require(self, names: Collection[str]) -> None:
         """Raises DataError if a column is not there; it names all that are missing."""
-        if missing := [name for name in names if name not in self.names]:
+        there = set(self.names)
+        if missing := [name for name in names if name not in there]:
             raise DataError(
                 f"{self.path} has no column {shown(missing)}; its columns are {shown(self.names)}"
             )
@@ -100,7 +101,8 @@ class Table:
         """
         words = words or {}
         start = 0
-        may_miss = np.array([name in missing for name in numbers])
+        optional = set(missing)
+        may_miss = np.array([name in optional for name in numbers])
         for columns, record in self._batches([*numbers, *words], numbers, whole):
             found = np.empty((len(next(iter(columns.values()))), len(numbers)), np.float32)
             for i, name in enumerate(numbers):
@@ -337,7 +339,8 @@ class Csv(_Arrow):
 
     def _explain(self, numbers: Sequence[str]) -> str | None:
         """Where and why pyarrow gave up, if that is seen."""
-        at = {name: self.names.index(name) for name in numbers}
+        place = {name: i for i, name in enumerate(self.names)}
+        at = {name: place[name] for name in numbers}
         for line, fields in self._lines():
             for name, i in at.items():
                 if not _is_number(fields[i]):

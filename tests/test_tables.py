@@ -233,12 +233,15 @@ def test_a_word_that_is_no_split_is_refused_with_its_line(tmp_path: Path) -> Non
         loaded(path, split_by="fold")
 
 
-def test_a_missing_or_only_label_is_refused(tmp_path: Path) -> None:
+def test_a_missing_label_or_no_real_choice_of_them_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", {"i": [1] * ROWS, "y": ["k"] * (ROWS - 1) + [""]})
     with pytest.raises(DataError, match=":401: column y: the value is missing"):
         loaded(path, "classification")
     path = write(tmp_path / "rows.parquet", {"i": [1] * ROWS, "y": ["k"] * ROWS})
-    with pytest.raises(DataError, match="column y has only one class"):
+    with pytest.raises(DataError, match="column y has 1 classes, not 2 to 65536"):
+        loaded(path, "classification")
+    path = write(tmp_path / "rows.parquet", table(65_600))
+    with pytest.raises(DataError, match="for numbers choose the loss mse"):
         loaded(path, "classification")
 
 
@@ -485,6 +488,8 @@ def test_a_run_is_known_by_the_files_content_and_not_by_its_place(
         ([*NUMBERS, "data.samples=500"], 78, "data.samples: this is of the kind"),
         ([*NUMBERS, "data.split_by=sex"], 65, "column sex: expected training or validation"),
         ([*NUMBERS, "data.columns=[progression]"], 78, "column progression is in data.target"),
+        ([*NUMBERS, "data.columns=[age, bmi, age]"], 78, "column age is in data.target or data"),
+        ([*NUMBERS, "data.split_by=sex", "data.test=0.2"], 78, "data.split_by says which rows"),
     ],
 )  # fmt: skip
 def test_every_wrong_end_has_its_code(

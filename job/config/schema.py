@@ -175,13 +175,14 @@ class Data(Section):
             raise ValueError(f"data.kind file needs a {info.field_name}")
         return value
 
-    @field_validator("columns", "split_by")
+    @field_validator("target", "columns", "split_by")
     @classmethod
     def _columns_differ(cls, value: Any, info: ValidationInfo) -> Any:
-        target, columns = info.data.get("target", ()), info.data.get("columns") or ()
+        said = [*info.data.get("target", ()), *(info.data.get("columns") or ())]
         for name in [value] if isinstance(value, str) else value or ():
-            if name in (*target, *columns):
+            if name in said:
                 raise ValueError(f"column {name} is in data.target or data.columns already")
+            said.append(name)
         return value
 
     @field_validator("validation", "test")

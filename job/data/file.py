@@ -20,6 +20,7 @@ from job.streams import Purpose, generator
 from job.table import Table, Words, open_table, shown
 
 SPLITS = ("training", "validation", "test")
+MAX_CLASSES = 65_536  # as there may be outputs
 
 
 def file_sha256(config: Data, memory: int) -> str:
@@ -70,8 +71,11 @@ def load_file(config: Data, seed: int, memory: int, task: Task) -> Dataset:
     if not targets:
         codes, classes = codings[config.target[0]].sorted()
         y = codes[order, None].astype(np.float32)
-        if len(classes) < 2:
-            raise DataError(f"{table.path}: column {config.target[0]} has only one class")
+        if not 2 <= len(classes) <= MAX_CLASSES:
+            raise DataError(
+                f"{table.path}: column {config.target[0]} has {len(classes)} classes, not 2 to "
+                f"{MAX_CLASSES}; for numbers choose the loss mse, mae or huber"
+            )
     rows = Split(x, y, None)
     training, validation, test = sizes
     return Dataset(
