@@ -27,7 +27,7 @@ from job.errors import Diverged
 from job.model import build_model
 from job.train import EpochRecord, evaluate, train
 
-KINDS: tuple[str, ...] = get_args(Data.model_fields["kind"].annotation)
+KINDS = ("noise", "linear", "friedman1", "gaussians")
 OPTIMIZERS = [
     get_args(model.model_fields["name"].annotation)[0] for model in (Adam, AdamW, AdamX, AdamZ, SGD)
 ]
@@ -65,7 +65,7 @@ def measure(
 ) -> Iterator[Run]:
     """Trains with every combination, each with its optimizer's defaults and a constant schedule."""
     for kind, seed, name, lr in product(kinds, seeds, optimizers, rates):
-        loss = "cross_entropy" if Data.model_construct(kind=kind).classes else "mse"
+        loss = "cross_entropy" if Data.model_construct(kind=kind).class_count else "mse"
         capped = {"name": "adamz", "max_lr": 10 * lr}
         optimizer = json.dumps({"lr": lr, **(capped if name == CAPPED else {"name": name})})
         overrides = (f"data.kind={kind}", f"train.loss={loss}", f"train.optimizer={optimizer}")
@@ -78,7 +78,7 @@ def _run(kind: str, name: str, lr: float, seed: int, overrides: list[str]) -> Ru
     device = choose_device(config)
     prepare_torch(device)
     data = load_data(config.data, seed, memory_limit())
-    model = build_model(config, data.training.x, data.training.y)
+    model = build_model(config, data.training.x, data.training.y, len(data.classes))
     told: list[EpochRecord] = []
     try:
         with tempfile.TemporaryDirectory() as folder:

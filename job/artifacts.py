@@ -13,10 +13,11 @@ from job.train import predict
 from job.verify import Reference, with_training_batch
 
 
-def batches_to_verify(config: Config, rows: int) -> list[int]:
-    """Those of the configuration and that of the training, of which there are `rows` rows."""
-    outputs = config.data.classes or config.data.outputs
-    widest = max(config.data.features, *config.model.hidden, outputs)
+def batches_to_verify(config: Config, data: Dataset) -> list[int]:
+    """Those of the configuration and that of the training."""
+    rows, features = data.training.x.shape
+    outputs = len(data.classes) or data.training.y.shape[1]
+    widest = max(features, *config.model.hidden, outputs)
     return with_training_batch(config.verify.batches, config.train.batch_size, rows, widest)
 
 
@@ -40,7 +41,7 @@ def write_artifacts(
         batches,
         data.golden_input,
         answer=lambda x: predict(model, x, device),
-        task=config.data.task,
+        task=config.train.task,
     )
     write_goldens(folder, reference.golden_input, reference.golden_output)
     export_model(model, folder, config, fingerprint)

@@ -175,11 +175,15 @@ def _parser() -> _Parser:
     verify.set_defaults(run=_verify)
 
     predict = commands.add_parser(
-        "predict", parents=[common], help="run the published ONNX model on rows in an .npy file"
+        "predict", parents=[common], help="run the published ONNX model on the rows of a file"
     )
     predict.add_argument("folder", metavar="DIR", help="a published run: artifacts/latest for one")
-    predict.add_argument("--input", metavar="FILE", required=True, help="rows (N, F) as .npy")
-    predict.add_argument("--output", metavar="FILE", required=True, help="answers (N, O) as .npy")
+    predict.add_argument(
+        "--input", metavar="FILE", required=True, help="rows: .csv, .parquet, .npy"
+    )
+    predict.add_argument(
+        "--output", metavar="FILE", required=True, help="answers, of the same kind"
+    )
     predict.set_defaults(run=_predict)
 
     doctor = commands.add_parser(

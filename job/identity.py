@@ -30,7 +30,10 @@ def fingerprint(config: Config, device_type: str, threads: int) -> str:
     But for `seed: run`, which first must be resolved: a run's fingerprint is that of its number.
     """
     facts = {
-        "config": config.model_dump(mode="json", exclude={"output": True, "train": {"checkpoint"}}),
+        # A data file is its sha256, wherever it lies.
+        "config": config.model_dump(
+            mode="json", exclude={"output": True, "train": {"checkpoint"}, "data": {"path"}}
+        ),
         "sources": _sources(),
         "versions": versions(),
         "device": device_type,

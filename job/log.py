@@ -1,11 +1,15 @@
 """What the job says on stderr: one line an event, for people or as JSON.
 
-Standard library only, because `verify` and `predict` also run where nothing else is installed.
+Standard library only, but for the bar, because `verify` and `predict` also run where nothing else
+is installed.
 """
 
+import importlib.util
 import json
 import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -39,6 +43,21 @@ def line(name: str, message: str, /, **fields: object) -> bytes:
         "job", CRITICAL, "", 0, message, (), None, extra={"event": name, "fields": fields}
     )
     return (_logger.handlers[0].format(record) + "\n").encode()
+
+
+@contextmanager
+def progress(total: int, unit: str) -> Iterator[Callable[[int], object]]:
+    """A bar on a terminal's stderr, moved on by so many units as it is called with; nothing where
+    stderr is for programs, or is to be quiet, or tqdm is not installed."""
+    handler = next(iter(_logger.handlers))
+    wanted = isinstance(handler.formatter, _TextLines) and _logger.isEnabledFor(INFO)
+    if wanted and sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
+        from tqdm import tqdm
+
+        with tqdm(total=total, unit=f" {unit}", unit_scale=True, leave=False) as bar:
+            yield bar.update
+    else:
+        yield lambda count: None
 
 
 class _TextLines(logging.Formatter):

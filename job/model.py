@@ -41,10 +41,13 @@ class Scaling(nn.Module):
             np.square(values[i : i + 65_536] - mean).sum(axis=0)
             for i in range(0, len(values), 65_536)
         )
-        std = np.sqrt(squares / len(values)).astype(np.float32)
-        std[std < np.finfo(np.float32).tiny] = 1.0  # a constant column is only shifted
+        self._take(mean, np.sqrt(squares / len(values)))
+
+    def _take(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> None:
+        scale = std.astype(np.float32)
+        scale[scale < np.finfo(np.float32).tiny] = 1.0  # a constant column is only shifted
         self.mean.copy_(torch.from_numpy(mean.astype(np.float32)))
-        self.std.copy_(torch.from_numpy(std))
+        self.std.copy_(torch.from_numpy(scale))
 
 
 class Standardise(Scaling):
@@ -52,6 +55,27 @@ class Standardise(Scaling):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+class FillAndStandardise(Standardise):
+    """The same, where NaN is a missing value: it becomes `fill`, the mean of those that are there.
+
+    `fill` is a buffer of its own, though it is 0, so that the weights say what the model is.
+    """
+
+    fill: Tensor
+
+    def __init__(self, columns: int) -> None:
+        super().__init__(columns)
+        self.register_buffer("fill", torch.zeros(columns))
+
+    def fit(self, values: NDArray[np.float32]) -> None:
+        there = [column[~np.isnan(column)] for column in values.T]
+        mean, std = (np.array([f(c, dtype=np.float64) for c in there]) for f in (np.mean, np.std))
+        self._take(mean, std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(torch.isnan(x), self.fill, super().forward(x))
 
 
 class Unstandardise(Scaling):
@@ -65,8 +89,8 @@ class MLP(nn.Module):
     """Raw features (N, F) to answers in the target's units (N, O), or to probabilities (N, K).
 
     The layers for `hidden=[100]`: Standardise, Linear(F, 100), activation, Linear(100, O),
-    Unstandardise; for K classes O = K and a softmax stands in Unstandardise's place. `network` is
-    what is trained, on standardised rows.
+    Unstandardise; for K classes O = K and a softmax stands in Unstandardise's place. `fill` takes
+    NaN for a missing value. `network` is what is trained, on standardised rows.
     """
 
     def __init__(
@@ -76,9 +100,11 @@ class MLP(nn.Module):
         outputs: int,
         activation: str,
         task: Task = "regression",
+        *,
+        fill: bool = False,
     ) -> None:
         super().__init__()
-        self.input = Standardise(features)
+        self.input = FillAndStandardise(features) if fill else Standardise(features)
         self.network = nn.Sequential()
         width = features
         for units in hidden:
@@ -109,10 +135,20 @@ def with_dropout(network: nn.Sequential, share: float) -> nn.Sequential:
     return layers
 
 
-def build_model(config: Config, x: NDArray[np.float32], y: NDArray[np.float32]) -> MLP:
-    """The untrained model for training rows x (N, F), y (N, O); a function of the seed alone."""
-    outputs = config.data.classes or y.shape[1]
-    model = MLP(x.shape[1], config.model.hidden, outputs, config.model.activation, config.data.task)
+def build_model(
+    config: Config, x: NDArray[np.float32], y: NDArray[np.float32], classes: int = 0
+) -> MLP:
+    """The untrained model for training rows x (N, F), y (N, O) or the numbers (N, 1) of so many
+    classes; a function of the seed alone."""
+    outputs, task = classes or y.shape[1], config.train.task
+    model = MLP(
+        x.shape[1],
+        config.model.hidden,
+        outputs,
+        config.model.activation,
+        task,
+        fill=config.data.missing == "mean",
+    )
     model.input.fit(x)
     if isinstance(model.output, Unstandardise):
         model.output.fit(y)

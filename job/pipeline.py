@@ -6,7 +6,7 @@ from job import interrupt, record
 from job.artifacts import batches_to_verify, write_artifacts
 from job.clock import Clock
 from job.config import Config
-from job.data import load_data
+from job.data import file_sha256, load_data
 from job.device import Device, choose_device, memory_limit, prepare_torch
 from job.errors import Verdict
 from job.identity import fingerprint, new_run_id
@@ -29,6 +29,8 @@ def run_job(config: Config, run_id: str | None, clock: Clock) -> Path:
     device = choose_device(config)
     prepare_torch(device)
     prepare_output(output, config.output.keep)
+    if config.data.kind == "file" and config.data.sha256 is None:
+        config = config.with_sha256(file_sha256(config.data, memory_limit()))
 
     def identify(config: Config) -> str:
         return fingerprint(config, device.type, device.threads)
@@ -58,10 +60,10 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
             record.say_preflight()
 
     with clock.stage("data"):
-        data = load_data(config.data, config.seed_number, memory_limit())
+        data = load_data(config.data, config.seed_number, memory_limit(), config.train.task)
 
     with clock.stage("train"):
-        model = build_model(config, data.training.x, data.training.y)
+        model = build_model(config, data.training.x, data.training.y, len(data.classes))
         training = train(
             model, data, config, device.torch, run.checkpoints, record.epoch_writer(run)
         )
@@ -70,7 +72,7 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
         require_quality(config.quality.metrics, test)
 
     with clock.stage("export"):
-        batches = batches_to_verify(config, len(data.training.x))
+        batches = batches_to_verify(config, data)
         reference = write_artifacts(
             model, data, config, device.torch, run.staging, identity, batches
         )

@@ -1,20 +1,27 @@
-"""Rows through a published model. Needs only onnxruntime and numpy.
+"""Rows through a published model. Needs only onnxruntime and numpy, and pyarrow for tables.
 
-Shapes: N rows, F features, O outputs.
+Shapes: N rows, F features, O outputs; K classes.
 """
 
+import contextlib
+import csv
+import io
 import os
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from job.errors import DataError, MissingInputError, NoPermission, OutputError, UsageError
-from job.log import event
+from job.errors import DataError, OutputError, UsageError
+from job.log import event, progress
 from job.manifest import published_bytes, read_manifest
+from job.table import SUFFIXES, Batch, Parquet, Table, open_table, shown
 from job.verify.engines import load_onnx
+
+Float32 = NDArray[np.float32]
 
 # Rows that go through the model at once: bounds the memory, whatever the number of rows.
 ROWS_AT_ONCE = 8192
@@ -23,63 +30,149 @@ ROWS_AT_ONCE = 8192
 def predict_file(folder: Path, source: Path, target: Path) -> int:
     """Writes the published model's answers to the rows in `source` to `target`; returns N.
 
-    `source` is an .npy array (N, F) of numbers, `target` an .npy array (N, O) of float32. The
-    target is written whole or not at all.
+    From an .npy array (N, F) of numbers an .npy array (N, O) of float32. From a .csv or .parquet
+    with a column for each feature, in any order, the same table with columns added: for each
+    target y `y_predicted`; for classes `y_predicted`, the likeliest, and each one's
+    `y_probability_<class>`. The target is written whole or not at all.
 
     Raises:
-        UsageError: a file's name does not end in .npy.
+        UsageError: the files' names do not end alike, or in nothing that is read.
         MissingInputError: there is no published folder, or no rows.
-        DataError: a published file or the rows are malformed.
+        DataError: a published file or the rows are malformed; it names row and column.
         OutputError: the target cannot be created.
     """
-    for path in (source, target):
-        if path.suffix != ".npy":
-            raise UsageError(f"{path} is not an .npy file, the only kind that is read and written")
+    if source.suffix not in SUFFIXES or target.suffix != source.suffix:
+        raise UsageError(
+            f"{source} and {target} must end alike, in one of {', '.join(SUFFIXES)}, the kinds of "
+            f"file that are read and written"
+        )
     manifest = read_manifest(folder)
     try:
-        names = list(manifest["signature"]["inputs"][0]["features"])
-        columns = int(manifest["signature"]["outputs"][0]["shape"][1])
+        features = manifest["signature"]["inputs"][0]
+        names = list(features["features"])
+        added = _Added(manifest["signature"]["outputs"][0])
     except (LookupError, TypeError, ValueError) as error:
         raise DataError(f"{folder}: manifest.json is malformed: {error!r}") from None
-    rows = _read_rows(source, names)
-    run = load_onnx(published_bytes(folder, manifest, "model.onnx"))
-    answers = np.empty((len(rows), columns), np.float32)
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        answers[part] = np.asarray(run(np.ascontiguousarray(rows[part], dtype=np.float32)))
-    _write(target, answers)
-    event("predicted", f"{len(rows):,} rows answered", rows=len(rows))
-    return len(rows)
-
-
-def _read_rows(source: Path, names: list[str]) -> NDArray[Any]:
-    """The rows (N, F), left on disk until they are used."""
-    if not source.is_file():
-        raise MissingInputError(f"there is no file {source}; give the rows with --input")
-    try:
-        rows = np.load(source, mmap_mode="r", allow_pickle=False)
-    except PermissionError:
-        raise NoPermission(f"{source} may not be read") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{source} is not an .npy array of numbers: {error}") from None
-    if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "fiub":
-        raise DataError(f"{source} does not hold an array of real numbers")
-    if rows.ndim != 2 or rows.shape[1] != len(names):
-        shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    table = open_table(source)
+    tabular = source.suffix != ".npy"
+    if tabular:
+        table.require(names)
+        if taken := [name for name in added.names if name in table.names]:
+            raise DataError(f"{source} has a column {shown(taken)} already; rename it")
+    elif len(table.names) != len(names):
         raise DataError(
-            f"{source} has shape {rows.shape}; expected (rows, {len(names)}) with columns {shown}"
+            f"{source} has {len(table.names)} columns; expected (rows, {len(names)}) with columns "
+            f"{shown(names)}"
         )
-    return rows
+    run = load_onnx(published_bytes(folder, manifest, "model.onnx"))
+    count = 0
+    with (
+        _replaced(target) as file,
+        _WRITERS[source.suffix](file, table, added) as write,
+        progress(table.rows, "rows") as advance,
+    ):
+        columns = names if tabular else table.names
+        missing = columns if features.get("missing") == "mean" else ()
+        for batch in table.read(columns, whole=tabular, missing=missing):
+            write(batch, _answers(run, batch.numbers))
+            count += len(batch.numbers)
+            advance(len(batch.numbers))
+    event("predicted", f"{count:,} rows answered", rows=count)
+    return count
 
 
-def _write(target: Path, answers: NDArray[np.float32]) -> None:
-    """Through a temporary file beside the target, so that no half file is ever seen."""
+class _Added:
+    """The columns that a table gets, by what the manifest says of the model's output."""
+
+    def __init__(self, output: dict[str, Any]) -> None:
+        self.columns = int(output["shape"][1])
+        self.classes = list(output["classes"]) if "classes" in output else None
+        if self.classes is None:
+            self.names = [f"{target}_predicted" for target in output["targets"]]
+        else:
+            target = output.get("target", "class")
+            self.names = [f"{target}_predicted"]
+            self.names += [f"{target}_probability_{name}" for name in self.classes]
+
+    def of(self, answers: Float32) -> list[Sequence[Any]]:
+        """Each column's values for the answers (N, O)."""
+        columns: list[Sequence[Any]] = list(answers.T)
+        if self.classes is None:
+            return columns
+        return [[self.classes[k] for k in answers.argmax(axis=1)], *columns]
+
+
+def _answers(run: Callable[[Float32], Any], rows: Float32) -> Float32:
+    starts = range(0, max(1, len(rows)), ROWS_AT_ONCE)  # an empty batch is answered too
+    parts = [run(rows[i : i + ROWS_AT_ONCE]) for i in starts]
+    answers: Float32 = np.concatenate([np.asarray(part) for part in parts])
+    return answers
+
+
+Writer = Callable[[Batch, Float32], None]
+
+
+@contextlib.contextmanager
+def _npy(file: IO[bytes], table: Table, added: _Added) -> Iterator[Writer]:
+    shape = (table.rows, added.columns)
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+    def write(batch: Batch, answers: Float32) -> None:
+        file.write(answers.astype("<f4").tobytes())
+
+    yield write
+
+
+@contextlib.contextmanager
+def _csv(file: IO[bytes], table: Table, added: _Added) -> Iterator[Writer]:
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow([*table.names, *added.names])
+
+    def write(batch: Batch, answers: Float32) -> None:
+        given = [column.to_pylist() for column in batch.whole.columns]
+        rows.writerows(zip(*given, *added.of(answers), strict=True))
+
+    yield write
+    text.detach()
+
+
+@contextlib.contextmanager
+def _parquet(file: IO[bytes], table: Table, added: _Added) -> Iterator[Writer]:
+    import pyarrow
+    import pyarrow.parquet
+
+    assert isinstance(table, Parquet)
+    float32 = pyarrow.float32()
+    types = [float32] * len(added.names)
+    if added.classes is not None:
+        types[0] = pyarrow.array(added.classes).type
+    schema = table.file.schema_arrow
+    for name, kind in zip(added.names, types, strict=True):
+        schema = schema.append(pyarrow.field(name, kind))
+    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+
+        def write(batch: Batch, answers: Float32) -> None:
+            new = zip(added.of(answers), types, strict=True)
+            columns = [*batch.whole.columns, *(pyarrow.array(v, kind) for v, kind in new)]
+            writer.write_batch(pyarrow.record_batch(columns, schema=schema))
+
+        yield write
+
+
+_WRITERS = {".npy": _npy, ".csv": _csv, ".parquet": _parquet}
+
+
+@contextlib.contextmanager
+def _replaced(target: Path) -> Iterator[IO[bytes]]:
+    """A new file beside the target, which takes its place at the end: no half file is ever seen."""
     if target.is_dir() or not target.parent.is_dir():
         raise OutputError(f"{target} cannot be created: its folder is missing, or it is a folder")
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with open(descriptor, "wb") as file:
-            np.save(file, answers, allow_pickle=False)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())

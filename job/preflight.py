@@ -19,15 +19,18 @@ from job.errors import Verdict
 from job.model import build_model
 from job.verify import Verification, verify_files
 
-# Of the same kind and width as those of the training, but few.
+# Of the same kind and width as those of the training, but few. A file is read whole: how many
+# classes it has stands nowhere else.
 ROWS = {"samples": 200, "validation": 0.1, "test": 0.4}
 BATCHES = (1, 3)
 
 
 def preflight(config: Config, folder: Path) -> Verification:
     """Exports the untrained model into `folder`, which is empty, and verifies the files there."""
-    data = load_data(config.data.model_copy(update=ROWS), config.seed_number, memory_limit())
-    model = build_model(config, data.training.x, data.training.y).eval()
+    rows = config.data if config.data.kind == "file" else config.data.model_copy(update=ROWS)
+    data = load_data(rows, config.seed_number, memory_limit(), config.train.task)
+    config.require_fit(len(data.training.x), len(data.classes))
+    model = build_model(config, data.training.x, data.training.y, len(data.classes)).eval()
     cpu = torch.device("cpu")
     reference = write_artifacts(model, data, config, cpu, folder, "preflight", BATCHES)
     return verify_files(folder, reference).explained(folder, reference)

@@ -127,10 +127,14 @@ def manifest_fields(
         "fingerprint": identity,
         "created": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "signature": {
-            "task": config.data.task,
-            "inputs": [_tensor("input", len(data.features), features=data.features)],
+            "task": config.train.task,
+            "inputs": [
+                _tensor("input", len(data.features), features=data.features)
+                | ({"missing": "mean"} if config.data.missing == "mean" else {})
+            ],
             "outputs": [
                 _tensor("output", len(data.classes), classes=data.classes)
+                | ({"target": data.targets[0]} if data.targets else {})
                 if data.classes
                 else _tensor("output", len(data.targets), targets=data.targets)
             ],
@@ -173,7 +177,7 @@ def manifest_fields(
     }
 
 
-def _tensor(name: str, columns: int, **names: list[str] | list[int]) -> dict[str, Any]:
+def _tensor(name: str, columns: int, **names: list[Any]) -> dict[str, Any]:
     return {"name": name, "dtype": "float32", "shape": ["batch", columns], **names}
 
 
@@ -197,8 +201,8 @@ def write_report(
         facts={
             "run": facts["run_id"],
             "created": facts["created"],
-            "model": _model(config),
-            "data": f"{config.data.kind}, {config.data.samples:,} rows",
+            "model": _model(config, facts["signature"]),
+            "data": f"{config.data.kind}, {facts['data']['rows']:,} rows",
             "data digest": facts["data"]["sha256"],
             "device": "{type} ({name}; {reason}), {threads} threads".format_map(facts["device"]),
             "training": f"{training.steps:,} steps, "
@@ -230,7 +234,8 @@ def write_failure(run: Run, config: Config, verdict: Verdict) -> None:
     (run.staging / "report.html").write_text(page)
 
 
-def _model(config: Config) -> str:
-    outputs = config.data.classes or config.data.outputs
-    widths = "-".join(map(str, [config.data.features, *config.model.hidden, outputs]))
+def _model(config: Config, signature: dict[str, Any] | None = None) -> str:
+    """In a few words; without a signature those widths that the configuration says."""
+    ends = [signature[end][0]["shape"][1] if signature else "?" for end in ("inputs", "outputs")]
+    widths = "-".join(map(str, [ends[0], *config.model.hidden, ends[1]]))
     return f"MLP {widths}, {config.model.activation}, {config.train.optimizer.name}"

@@ -17,6 +17,8 @@ class Purpose(IntEnum):
     INITIAL_WEIGHTS = 1  # index: layer
     SHUFFLE = 2  # index: epoch
     DROPOUT = 3  # index: step
+    TEACHER = 4  # index: 0
+    SPLIT = 5  # index: 0
 
 
 def generator(seed: int, purpose: Purpose, index: int) -> np.random.Generator:

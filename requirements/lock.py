@@ -1,6 +1,6 @@
 """Makes the locks again: `make lock`. Needs uv (a package on PyPI) and PyPI itself.
 
-cuda.txt  what the job imports, with torch's CUDA build as PyPI has it
+cuda.txt  what the job imports, for tables too, with torch's CUDA build as PyPI has it
 cpu.txt   the same versions without CUDA's packages, with the hashes of torch's CPU builds
 dev.txt   what tests, lint and types need besides
 """
@@ -15,7 +15,8 @@ CUDA_ONLY = re.compile(r"(nvidia|cuda)-|triton==")
 
 
 def compile_lock(*arguments: str) -> str:
-    command = ["uv", "pip", "compile", "pyproject.toml", "--universal", "--generate-hashes"]
+    command = ["uv", "pip", "compile", "pyproject.toml", "--extra", "tables"]
+    command += ["--universal", "--generate-hashes"]
     command += ["--python-version", "3.11", "--fork-strategy", "fewest"]
     command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
     done = subprocess.run(

@@ -217,7 +217,7 @@ def prepared(*overrides: str) -> Config:
 
 def attempt(config: Config, folder: Path) -> tuple[Training, MLP, list[EpochRecord]]:
     data = load_data(config.data, config.seed_number, 2**40)
-    model = build_model(config, data.training.x, data.training.y)
+    model = build_model(config, data.training.x, data.training.y, len(data.classes))
     records: list[EpochRecord] = []
     return train(model, data, config, CPU, folder, records.append), model, records
 

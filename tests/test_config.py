@@ -119,7 +119,7 @@ def test_all_faults_are_reported_at_once_with_place_expectation_and_nearest_key(
         ("train: {optimizer: {lr: 0}}", "1: train.optimizer.lr: expected a number greater than 0"),
         ("train: 5", "1: train: expected a section of key: value lines, got 5"),
         ("data: {features: 4}", "1: data.features: friedman1 needs at least 5 features, got 4"),
-        ("data: {outputs: 2}", "1: data.outputs: friedman1 has one output; noise and linear may"),
+        ("data: {outputs: 2}", "1: data.outputs: this is of the kind noise or linear or teacher"),
         ("data: {samples: 100}", "1: data.test: the test split would have 10 rows and needs 32"),
         ("data: {validation: 0.6, test: 0.5}", "1: data.test: validation (0.6) and test (0.5)"),
         (
@@ -140,7 +140,7 @@ def test_all_faults_are_reported_at_once_with_place_expectation_and_nearest_key(
         ),
         (
             "data: {kind: gaussians}\ntrain: {loss: cross_entropy, class_weights: [1, 2, 3]}",
-            "2: train.class_weights: data.kind gaussians has 2 classes, each with its weight, got",
+            "2: train.class_weights: there are 2 classes, each with its weight, got",
         ),
         ("train: {label_smoothing: 0.1}", "1: train.label_smoothing: this is of the loss cross"),
         ("train: {grad_clip: 0}", "1: train.grad_clip: expected a number greater than 0, got 0"),

@@ -1,18 +1,32 @@
 """Rows are a function of (seed, row), and every kind knows its truth."""
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from job.config import Data
-from job.data import Split, load_data
+from job.data import Dataset, Split, load_data
 from job.data.dataset import chunk_rows, chunks
-from job.data.synthetic import friedman1, gaussians, linear, noise
+from job.data.synthetic import (
+    friedman1,
+    friedman2,
+    friedman3,
+    gaussians,
+    linear,
+    noise,
+    teacher,
+    xor,
+)
 from job.errors import OutOfMemory
 from job.streams import Purpose, generator
+
+Float64 = NDArray[np.float64]
+
+Kind = Literal["noise", "linear", "friedman1", "friedman2", "friedman3", "teacher", "xor"]
 
 PLENTY = 2**40
 CHUNK = chunk_rows(10)
@@ -67,6 +81,21 @@ def test_the_same_seed_gives_the_same_classes_and_lines_on_every_machine() -> No
     np.testing.assert_allclose(line.y[0], KNOWN_LINE_Y, rtol=1e-6)
 
 
+def test_the_same_seed_gives_the_same_rows_of_the_later_kinds() -> None:
+    found = {
+        kind: load_data(Data(kind=kind, samples=1000), 0, PLENTY).training for kind in KNOWN_LATER
+    }
+    for kind, (x, y) in KNOWN_LATER.items():
+        np.testing.assert_allclose(found[kind].x[0, :2], x, rtol=1e-6)
+        np.testing.assert_allclose(found[kind].y[0], y, rtol=1e-5)
+
+
+KNOWN_LATER: dict[Kind, tuple[list[float], float]] = {
+    "friedman2": ([1.1546754837036133, 520.2652587890625], 57.67137908935547),
+    "friedman3": ([1.1546754837036133, 520.2652587890625], 1.2400480508804321),
+    "teacher": ([0.1592954695224762, -1.77418851852417], 0.7389026284217834),
+    "xor": ([-0.9769064784049988, -0.5169016122817993], 0.0),
+}
 KNOWN_NOISE = "e52a7535bdabe62f1d279fa26b9aee7ce162ad74bf9fd24bab3b106ae6e72d2c"
 KNOWN_X = [0.011546754278242588, 0.24154919385910034, 0.11142585426568985]
 KNOWN_Y = [10.952630043029785]
@@ -128,24 +157,140 @@ def test_noise_has_nothing_to_do_with_x() -> None:
     assert not f.any()
 
 
-@pytest.mark.parametrize(
-    ("kind", "outputs"), [("friedman1", 1), ("linear", 1), ("linear", 3), ("noise", 1)]
-)
-@pytest.mark.parametrize("sigma", [0.0, 0.5, 2.0])
-def test_the_floor_is_what_the_truth_itself_reaches(
-    kind: Literal["friedman1", "linear", "noise"], outputs: int, sigma: float
+def test_friedman2_and_friedman3_are_their_formulas() -> None:
+    """By complex numbers: the impedance's magnitude and phase."""
+    x, magnitude = friedman2(generator(0, Purpose.DATA, 0), 1000, 6)
+    other, phase = friedman3(generator(0, Purpose.DATA, 0), 1000, 6)
+    assert np.array_equal(x, other)
+    low, high = np.array([[0, 40 * np.pi, 0, 1, 0, 0], [100, 560 * np.pi, 1, 11, 1, 1]])
+    assert (x >= low).all()
+    assert (x < high).all()
+    np.testing.assert_allclose(np.ptp(x, axis=0), high - low, rtol=0.02)
+    impedance = x[:, 0] + 1j * (x[:, 1] * x[:, 2] - 1 / (x[:, 1] * x[:, 3]))
+    np.testing.assert_allclose(magnitude[:, 0], np.abs(impedance), rtol=1e-12)
+    np.testing.assert_allclose(phase[:, 0], np.angle(impedance), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("function", "std"), [(friedman2, 379), (friedman3, 0.32)])
+def test_friedmans_spread_is_what_is_said(
+    function: Callable[[np.random.Generator, int, int], tuple[Float64, Float64]], std: float
 ) -> None:
+    f = function(generator(0, Purpose.DATA, 0), 100_000, 4)[1]
+    assert f.std() == pytest.approx(std, rel=0.02)
+
+
+def test_a_teacher_is_its_network_whatever_the_rows() -> None:
+    """Unit by unit, in loops."""
+    x, f = teacher(generator(0, Purpose.DATA, 0), 50, 3, 2, 5, 7)
+    draw = generator(7, Purpose.TEACHER, 0)
+    a, b, c = (draw.standard_normal(shape) for shape in ((3, 5), 5, (5, 2)))
+    for row, answers in zip(x, f, strict=True):
+        hidden = [
+            max(0.0, b[j] + sum(row[i] * a[i, j] / 3**0.5 for i in range(3))) for j in range(5)
+        ]
+        for k in range(2):
+            assert answers[k] == pytest.approx(sum(hidden[j] * c[j, k] / 5**0.5 for j in range(5)))
+    again = teacher(generator(1, Purpose.DATA, 0), 50, 3, 2, 5, 7)
+    assert not np.array_equal(again[0], x)
+    assert not np.array_equal(teacher(generator(0, Purpose.DATA, 0), 50, 3, 2, 5, 8)[1], f)
+
+
+REGRESSIONS: list[tuple[Kind, int]] = [
+    *(("friedman1", 1), ("friedman2", 1), ("friedman3", 1), ("linear", 1), ("linear", 3)),
+    *(("noise", 1), ("teacher", 1), ("teacher", 3)),
+]
+
+
+def within_5_standard_errors(values: NDArray[Any], mean: float) -> bool:
+    """Is the mean over the rows what it is said to be? By chance it is not once in 2 million."""
+    return bool(abs(values.mean() - mean) <= 5 * values.std() / len(values) ** 0.5 + 1e-6)
+
+
+@pytest.mark.parametrize(("kind", "outputs"), REGRESSIONS)
+@pytest.mark.parametrize("sigma", [0.0, 0.5, 2.0])
+def test_the_floor_is_what_the_truth_itself_reaches(kind: Kind, outputs: int, sigma: float) -> None:
     config = Data(kind=kind, samples=100_000, noise=sigma, outputs=outputs)
     data = load_data(config, 5, PLENTY)
-    errors = data.training.y - data.training.truth
+    rows = data.training
+    assert rows.truth is not None
+    errors = rows.y - rows.truth
+    rounding = 1e-7 * float(np.abs(rows.y).max())
     for name, losses in (
         ("mse", np.square(errors).mean(axis=1)),
         ("mae", np.abs(errors).mean(axis=1)),
     ):
         std = data.stds[name]
-        assert losses.std() == pytest.approx(std, rel=0.02, abs=1e-6)
-        within = 4 * std / len(losses) ** 0.5 + 1e-6
+        assert losses.std() == pytest.approx(std, rel=0.02, abs=rounding)
+        within = 5 * std / len(losses) ** 0.5 + rounding
         assert losses.mean() == pytest.approx(data.floor[name], abs=within)
+
+
+@pytest.mark.parametrize(("kind", "outputs"), REGRESSIONS)
+def test_no_function_of_x_comes_nearer_than_the_truth(kind: Kind, outputs: int) -> None:
+    """f(x) is the mean of y given x, by Monte Carlo: y - f(x) is 0 in the mean, whatever function
+    of x it is weighted with, so that f(x) plus any of them is further away."""
+    rows = load_data(Data(kind=kind, samples=100_000, outputs=outputs), 5, PLENTY).training
+    assert rows.truth is not None
+    errors = rows.y - rows.truth
+    scaled = (rows.x - rows.x.mean(axis=0)) / rows.x.std(axis=0)
+    weights = [np.ones(len(errors)), rows.truth[:, 0], *scaled.T, *np.sin(3 * scaled).T]
+    for weight in (*weights, scaled[:, 0] * scaled[:, 1]):
+        for error in errors.T:
+            assert within_5_standard_errors(weight * error, 0)
+
+
+def class_rows(config: Data) -> tuple[Dataset, Split, Float64]:
+    data = load_data(config, 5, PLENTY)
+    assert data.training.truth is not None
+    return data, data.training, data.training.truth
+
+
+CLASS_KINDS = [
+    *(Data(kind="gaussians", samples=200_000, noise=sigma) for sigma in (0.4, 0.7, 1.0, 4.0)),
+    *(Data(kind="gaussians", samples=200_000, noise=0.8, classes=k) for k in (3, 5, 10)),
+    *(Data(kind="xor", samples=200_000, label_noise=p) for p in (0.0, 0.1, 0.35, 0.5)),
+]
+
+
+@pytest.mark.parametrize("config", CLASS_KINDS, ids=str)
+def test_the_floor_of_classes_is_what_the_truth_itself_reaches(config: Data) -> None:
+    data, rows, truth = class_rows(config)
+    y = rows.y[:, 0].astype(int)
+    with np.errstate(divide="ignore"):
+        losses = -np.log(truth[np.arange(len(y)), y])
+    assert losses.std() == pytest.approx(data.stds["log_loss"], rel=0.05, abs=1e-12)
+    assert within_5_standard_errors(losses, data.floor["log_loss"])
+    right = truth.argmax(axis=1) == y
+    assert within_5_standard_errors(
+        right if right.std() else truth.max(axis=1), data.floor["accuracy"]
+    )
+
+
+@pytest.mark.parametrize("config", CLASS_KINDS, ids=str)
+def test_classes_are_as_likely_as_the_truth_says(config: Data) -> None:
+    """By Monte Carlo: the class seen minus its probability is 0 in the mean, whatever function of x
+    it is weighted with."""
+    data, rows, truth = class_rows(config)
+    assert data.classes == list(range(truth.shape[1]))
+    np.testing.assert_allclose(truth.sum(axis=1), 1, rtol=1e-12)
+    m = rows.x.mean(axis=1)
+    weights = (np.ones(len(m)), m, np.sign(m), np.sin(3 * m), rows.x[:, 0] * rows.x[:, 1])
+    for k in data.classes:
+        surprise = (rows.y[:, 0] == k) - truth[:, k]
+        for weight in weights:
+            assert within_5_standard_errors(weight * surprise, 0)
+
+
+def test_xor_is_its_formula() -> None:
+    x, y, truth = xor(generator(0, Purpose.DATA, 0), 1000, 3, 0.25)
+    assert np.abs(x).max() < 1
+    assert x.min() < -0.9
+    differ = x[:, 0] * x[:, 1] < 0
+    np.testing.assert_array_equal(truth[:, 1], np.where(differ, 0.75, 0.25))
+    kept = y[:, 0] == differ
+    assert kept.mean() == pytest.approx(0.75, abs=5 * (0.75 * 0.25 / 1000) ** 0.5)
+    exact = xor(generator(0, Purpose.DATA, 0), 1000, 3, 0.0)
+    np.testing.assert_array_equal(exact.y[:, 0], differ)
 
 
 def test_gaussians_are_their_formula() -> None:
@@ -160,26 +305,15 @@ def test_gaussians_are_their_formula() -> None:
     np.testing.assert_allclose(centre, m, atol=4 * 0.7 / 500**0.5)
 
 
-def log_losses(rows: Split) -> NDArray[np.float64]:
-    losses: NDArray[np.float64] = -np.log(
-        rows.truth[np.arange(len(rows.y)), rows.y[:, 0].astype(int)]
-    )
-    return losses
-
-
-@pytest.mark.parametrize("sigma", [0.4, 0.7, 1.0, 4.0])
-def test_the_floor_of_gaussians_is_what_the_truth_itself_reaches(sigma: float) -> None:
-    config = Data(kind="gaussians", samples=200_000, noise=sigma)
-    data = load_data(config, 5, PLENTY)
-    rows, n = data.training, len(data.training.y)
-    losses = log_losses(rows)
-    assert losses.std() == pytest.approx(data.stds["log_loss"], rel=0.1)
-    assert losses.mean() == pytest.approx(
-        data.floor["log_loss"], abs=4 * data.stds["log_loss"] / n**0.5
-    )
-    right = np.mean(rows.truth.argmax(axis=1) == rows.y[:, 0])
-    best = data.floor["accuracy"]
-    assert right == pytest.approx(best, abs=4 * (best * (1 - best) / n) ** 0.5)
+@pytest.mark.parametrize("classes", [3, 4])
+def test_more_gaussians_are_their_formula(classes: int) -> None:
+    """Bayes' rule by hand, from the normal densities around -(K - 1), ..., K - 1."""
+    x, y, truth = gaussians(generator(0, Purpose.DATA, 0), 1000, 4, 0.7, classes)
+    centres = [np.full(4, c / 2) for c in range(1 - classes, classes, 2)]
+    density = [np.exp(-np.square(x - c).sum(axis=1) / (2 * 0.7**2)) for c in centres]
+    np.testing.assert_allclose(truth, np.transpose(density / np.sum(density, axis=0)), rtol=1e-9)
+    for k, centre in enumerate(centres):
+        np.testing.assert_allclose(x[y[:, 0] == k].mean(axis=0), centre, atol=5 * 0.7 / 200**0.5)
 
 
 def test_the_floor_of_gaussians_by_other_means() -> None:
@@ -193,8 +327,8 @@ def test_the_floor_of_gaussians_by_other_means() -> None:
 
 @pytest.mark.parametrize("sigma", [0.0, 1e-200, 1e30])
 def test_gaussians_without_and_with_nothing_but_noise(sigma: float) -> None:
-    data = load_data(Data(kind="gaussians", samples=1000, noise=sigma), 0, PLENTY)
-    assert np.isfinite(data.training.truth).all()
+    data, _, truth = class_rows(Data(kind="gaussians", samples=1000, noise=sigma))
+    assert np.isfinite(truth).all()
     sure = sigma < 1
     assert data.floor["log_loss"] == pytest.approx(0.0 if sure else math.log(2))
     assert data.floor["accuracy"] == pytest.approx(1.0 if sure else 0.5)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from job.config import load_config
-from job.model import MLP, Scaling, build_model
+from job.model import MLP, FillAndStandardise, Scaling, Standardise, build_model
 
 X = np.random.default_rng(0).normal(3, [1, 10, 0.1], (500, 3)).astype(np.float32)
 Y = np.random.default_rng(1).normal(-7, 4, (500, 1)).astype(np.float32)
@@ -81,3 +81,18 @@ def test_weights_are_copies_on_the_host() -> None:
     before = model.weights()["network.0.bias"].copy()
     assert set(model.weights()) == set(model.state_dict())
     assert before.dtype == np.float32
+
+
+def test_what_is_missing_is_the_mean_of_what_is_there() -> None:
+    nan = np.nan
+    x = np.array([[1, nan, 5], [3, nan, 5], [nan, 2, nan], [5, 4, 5]], np.float32)
+    layer = FillAndStandardise(3)
+    layer.fit(x)
+    np.testing.assert_allclose(layer.mean, [3, 3, 5])
+    np.testing.assert_allclose(layer.std, [(8 / 3) ** 0.5, 1, 1])
+    answers = layer(torch.from_numpy(x)).numpy()
+    plain = Standardise(3)
+    plain.load_state_dict({"mean": layer.mean, "std": layer.std})
+    wanted = plain(torch.from_numpy(np.where(np.isnan(x), [3, 3, 5], x).astype(np.float32)))
+    assert np.array_equal(answers, wanted.numpy())
+    assert np.isposinf(layer(torch.full((1, 3), torch.inf)).numpy()).all()

@@ -32,7 +32,7 @@ CLASSES: Any = (2, (), 2, "relu", "classification")
 def prepared(*overrides: str) -> tuple[Config, Dataset, MLP]:
     config = load_config(None, ["data.samples=2000", "train.batch_size=300", *overrides])
     data = load_data(config.data, config.seed_number, 2**40)
-    return config, data, build_model(config, data.training.x, data.training.y)
+    return config, data, build_model(config, data.training.x, data.training.y, len(data.classes))
 
 
 def run(

@@ -63,8 +63,10 @@ def load_config(
 
 
 def to_yaml(config: Config, *, published: bool = False) -> str:
-    """The resolved configuration as YAML; `published` leaves out `output`, which holds paths."""
+    """The resolved configuration as YAML; `published`: without paths, a data file by its name."""
     values = config.model_dump(mode="json", exclude={"output"} if published else None)
+    if published and config.data.path is not None:
+        values["data"]["path"] = os.path.basename(config.data.path)
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
 
 

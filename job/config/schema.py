@@ -7,6 +7,7 @@ content as JSON Schema.
 import hashlib
 import math
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -14,10 +15,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
+
+from job.errors import ConfigError
 
 # At least this many rows of the test split are published as golden vectors.
 MIN_TEST_ROWS = 32
@@ -64,46 +69,136 @@ class Section(BaseModel):
     )
 
 
+# Keys of `data` that not every kind reads, with the kinds that do.
+_REGRESSIONS = ("noise", "linear", "friedman1", "friedman2", "friedman3", "teacher")
+_SYNTHETIC = (*_REGRESSIONS, "gaussians", "xor")
+_KINDS_OF = {
+    "samples": _SYNTHETIC,
+    "features": _SYNTHETIC,
+    "outputs": ("noise", "linear", "teacher"),
+    "noise": (*_REGRESSIONS, "gaussians"),
+    "classes": ("gaussians",),
+    "label_noise": ("xor",),
+    "teacher": ("teacher",),
+    **dict.fromkeys(("path", "sha256", "target", "columns", "split_by", "missing"), ("file",)),
+}
+_MIN_FEATURES = {"friedman1": 5, "friedman2": 4, "friedman3": 4, "xor": 2}
+
+
+class Teacher(Section):
+    """The random network that the kind `teacher` takes its targets from."""
+
+    width: Annotated[int, Field(ge=1, le=65_536)] = 32
+    """Hidden units."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Decides its weights, whatever the job's own seed."""
+
+
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
+
+
 class Data(Section):
     """What is learnt from."""
 
-    kind: Literal["noise", "linear", "friedman1", "gaussians"] = "friedman1"
-    """`friedman1`: Friedman's first test function; `linear`: a linear one; `noise`: random x,
-    unrelated random y; `gaussians`: two classes, each normal around its own centre."""
+    kind: Literal[
+        "noise", "linear", "friedman1", "friedman2", "friedman3", "teacher", "gaussians", "xor",
+        "file",
+    ] = "friedman1"  # fmt: skip
+    """Numbers: `friedman1`, `friedman2` and `friedman3`, Friedman's test functions; `linear`;
+    `teacher`, a random network; `noise`, random x and unrelated random y. Classes: `gaussians`,
+    each normal around its own centre; `xor`, of two signs. `file`: the rows of a table, numbers or
+    classes as train.loss says."""
     samples: Annotated[int, Field(ge=100, le=2**40)] = 2_000_000
-    """Rows over all three splits."""
+    """Rows over all three splits. Not of a file."""
     features: Annotated[int, Field(ge=1, le=65_536)] = 10
-    """Columns of x; friedman1 uses the first 5, the others are distractors."""
+    """Columns of x; friedman1 uses the first 5, friedman2 and friedman3 the first 4, xor the first
+    2, the others are distractors. Not of a file."""
     outputs: Annotated[int, Field(ge=1, le=65_536)] = 1
-    """Columns of y, each with its own truth; more than 1 for noise and linear."""
+    """Columns of y, each with its own truth; more than 1 for noise, linear and teacher."""
     noise: Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)] = 1.0
     """Standard deviation of the irreducible noise in y, so that noise^2 is the best MSE; for
-    gaussians that of x around the centres, which are 2 apart."""
+    gaussians that of x around the centres, which are 2 apart. Not of xor or a file."""
+    classes: Annotated[int, Field(ge=2, le=100)] = 2
+    """Of gaussians: how many there are."""
+    label_noise: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Of xor: share of the labels that are flipped."""
+    teacher: Teacher = Teacher()
+    """Of teacher: the network."""
+    path: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+\.(csv|parquet|npy)$")] | None = (
+        None
+    )
+    """Of file: a .csv with a header, a .parquet, or an .npy (rows, columns), whose columns are
+    c0, c1, ..."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Of file: what its content must be; null takes what there is. It is published."""
+    target: Annotated[
+        Names,
+        BeforeValidator(
+            lambda value: [value] if isinstance(value, str) else value,
+            json_schema_input_type=str | Names,
+        ),
+    ] = ()
+    """Of file: the column to learn, or several of numbers."""
+    columns: Names | None = None
+    """Of file: the features; null takes all columns but target and split_by."""
+    split_by: Annotated[str, Field(min_length=1)] | None = None
+    """Of file: a column that says training, validation or test; null splits by the seed."""
+    missing: Literal["error", "mean"] = "error"
+    """Of file: what a missing value of a feature is, an error or the mean of the training rows; the
+    model then answers so to NaN."""
     validation: Share = 0.1
     """Share of the rows held out to watch the training."""
     test: Share = 0.1
     """Share of the rows held out for the final metrics."""
 
+    @field_validator(*_KINDS_OF)
+    @classmethod
+    def _is_of_the_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        key, kind = str(info.field_name), info.data.get("kind")
+        kinds = _KINDS_OF[key]
+        if kind is not None and kind not in kinds and value != cls.model_fields[key].default:
+            raise ValueError(f"this is of the kind {' or '.join(kinds)} and data.kind is {kind}")
+        return value
+
     @field_validator("features")
     @classmethod
     def _enough_features(cls, features: int, info: ValidationInfo) -> int:
-        if info.data.get("kind") == "friedman1" and features < 5:
-            raise ValueError("friedman1 needs at least 5 features")
+        kind = info.data.get("kind")
+        if features < (needed := _MIN_FEATURES.get(str(kind), 1)):
+            raise ValueError(f"{kind} needs at least {needed} features")
         return features
 
-    @field_validator("outputs")
+    @field_validator("path", "target")
     @classmethod
-    def _one_output(cls, outputs: int, info: ValidationInfo) -> int:
-        kind = info.data.get("kind", "noise")
-        if outputs > 1 and kind not in ("noise", "linear"):
-            raise ValueError(f"{kind} has one output; noise and linear may have more")
-        return outputs
+    def _is_needed(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.data.get("kind") == "file" and not value:
+            raise ValueError(f"data.kind file needs a {info.field_name}")
+        return value
+
+    @field_validator("target", "columns", "split_by")
+    @classmethod
+    def _columns_differ(cls, value: Any, info: ValidationInfo) -> Any:
+        said = [*info.data.get("target", ()), *(info.data.get("columns") or ())]
+        for name in [value] if isinstance(value, str) else value or ():
+            if name in said:
+                raise ValueError(f"column {name} is in data.target or data.columns already")
+            said.append(name)
+        return value
+
+    @field_validator("validation", "test")
+    @classmethod
+    def _one_split(cls, value: float, info: ValidationInfo) -> float:
+        key = str(info.field_name)
+        if info.data.get("split_by") is not None and value != cls.model_fields[key].default:
+            raise ValueError("data.split_by says which rows are held out, so no share can")
+        return value
 
     @field_validator("test")
     @classmethod
     def _enough_rows(cls, test: float, info: ValidationInfo) -> float:
         samples, validation = info.data.get("samples"), info.data.get("validation")
-        if samples is not None and round(samples * test) < MIN_TEST_ROWS:
+        synthetic = info.data.get("kind") != "file"
+        if synthetic and samples is not None and round(samples * test) < MIN_TEST_ROWS:
             raise ValueError(
                 f"the test split would have {round(samples * test)} rows and needs "
                 f"{MIN_TEST_ROWS}; raise data.samples or data.test"
@@ -114,21 +209,20 @@ class Data(Section):
             )
         return test
 
-    @property
-    def classes(self) -> int:
-        """How many classes there are; 0 where the targets are numbers."""
-        return 2 if self.kind == "gaussians" else 0
+    @model_serializer(mode="wrap")
+    def _keys_of_the_kind(self, every: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the keys that this kind does not read."""
+        return {k: v for k, v in every(self).items() if self.kind in _KINDS_OF.get(k, (self.kind,))}
 
     @property
-    def task(self) -> Task:
-        """What the targets are: numbers or classes."""
-        return "classification" if self.classes else "regression"
+    def class_count(self) -> int:
+        """How many classes a synthetic kind has; 0 for numbers and for a file, which tells."""
+        return {"gaussians": self.classes, "xor": 2}.get(self.kind, 0)
 
-    @property
-    def split(self) -> tuple[int, int, int]:
-        """Rows of the training, validation and test splits."""
-        validation, test = round(self.samples * self.validation), round(self.samples * self.test)
-        return self.samples - validation - test, validation, test
+    def split(self, rows: int) -> tuple[int, int, int]:
+        """How many of so many rows are training, validation and test."""
+        validation, test = round(rows * self.validation), round(rows * self.test)
+        return rows - validation - test, validation, test
 
 
 class Model(Section):
@@ -375,12 +469,26 @@ class Train(Section):
         return schedule
 
     @property
+    def task(self) -> Task:
+        """What is learnt: numbers or classes."""
+        return "classification" if self.loss == "cross_entropy" else "regression"
+
+    @property
     def loss_metric(self) -> str | None:
         """The metric that the loss is on held-out rows, whose best value the data may know."""
         plain = self.class_weights is None and self.label_smoothing == 0
         return {"mse": "mse", "mae": "mae", "cross_entropy": "log_loss" if plain else None}.get(
             self.loss
         )
+
+
+def _faults_of_rows(train: Train, rows: int, classes: int) -> Iterator[tuple[str, str]]:
+    """(key, message) of each key of train that does not fit the training rows or the classes."""
+    if train.class_weights is not None and len(train.class_weights) != classes:
+        yield "class_weights", f"there are {classes} classes, each with its weight"
+    steps = train.epochs * -(-rows // train.batch_size)
+    if (warmup := train.schedule.warmup_steps(steps)) >= steps:
+        yield "schedule", f"a warmup of {warmup} steps does not end: the training has {steps}"
 
 
 class Gate(Section):
@@ -486,37 +594,30 @@ class Config(Section):
     @classmethod
     def _loss_fits_the_task(cls, train: Train, info: ValidationInfo) -> Train:
         data = info.data.get("data")
-        if data is not None:
-            task, classes = data.task, train.loss == "cross_entropy"
-            if classes != (task == "classification"):
-                wanted = "mse, mae or huber" if classes else "cross_entropy"
+        if data is None:
+            return train
+        if data.kind != "file":
+            task: Task = "classification" if data.class_count else "regression"
+            if train.task != task:
+                wanted = "mse, mae or huber" if task == "regression" else "cross_entropy"
                 message = f"data.kind {data.kind} is a {task} and needs the loss {wanted}"
                 raise KeyFault("loss", train.loss, message)
-            weights = train.class_weights
-            if weights is not None and len(weights) != data.classes:
-                message = f"data.kind {data.kind} has {data.classes} classes, each with its weight"
-                raise KeyFault("class_weights", weights, message)
-        return train
-
-    @field_validator("train")
-    @classmethod
-    def _warmup_ends(cls, train: Train, info: ValidationInfo) -> Train:
-        data = info.data.get("data")
-        if data is not None:
-            steps = train.epochs * -(-data.split[0] // train.batch_size)
-            if (warmup := train.schedule.warmup_steps(steps)) >= steps:
-                message = f"a warmup of {warmup} steps does not end: the training has {steps}"
-                raise KeyFault("schedule", train.schedule, message)
+            for key, message in _faults_of_rows(
+                train, data.split(data.samples)[0], data.class_count
+            ):
+                raise KeyFault(key, getattr(train, key), message)
+        elif train.task == "classification" and len(data.target) > 1:
+            raise KeyFault("loss", train.loss, "classes are those of one column in data.target")
         return train
 
     @field_validator("quality")
     @classmethod
     def _metrics_are_measured(cls, quality: Quality, info: ValidationInfo) -> Quality:
-        data = info.data.get("data")
-        if data is not None:
-            valid = METRICS[data.task]
+        train = info.data.get("train")
+        if train is not None:
+            valid = METRICS[train.task]
             for name in quality.metrics.keys() - set(valid):
-                message = f"no metric of a {data.task}; valid ones are {', '.join(valid)}"
+                message = f"no metric of a {train.task}; valid ones are {', '.join(valid)}"
                 raise KeyFault("metrics", name, message)
         return quality
 
@@ -530,6 +631,21 @@ class Config(Section):
                 f"opset {export.opset} has no Gelu operator; use {_GELU_OPSET} or auto"
             )
         return export
+
+    def require_fit(self, training_rows: int, classes: int) -> None:
+        """Holds the configuration against what only a file's content tells.
+
+        Raises:
+            ConfigError: a key of train does not fit so many rows or classes.
+        """
+        faults = _faults_of_rows(self.train, training_rows, classes)
+        if texts := [f"train.{key}: {message}" for key, message in faults]:
+            raise ConfigError(texts)
+
+    def with_sha256(self, sha256: str) -> Self:
+        """With the content that the data file must have."""
+        data = self.data.model_copy(update={"sha256": sha256})
+        return self.model_copy(update={"data": data})
 
     def for_run(self, run_id: str) -> Self:
         """With `seed: run` resolved to the number that the run id gives; else as it is."""

@@ -1,4 +1,4 @@
-"""Makes the rows of a configuration in fixed chunks and splits them.
+"""Rows in three splits; those of the synthetic kinds made in fixed chunks.
 
 Shapes: N rows, F features, O outputs; K classes.
 """
@@ -6,6 +6,7 @@ Shapes: N rows, F features, O outputs; K classes.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +28,19 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Split:
-    """Some of the rows: x (N, F), y (N, O) and the truth f(x) (N, O), in the target's units.
+    """Some of the rows: x (N, F), y (N, O) and, where it is known, the truth f(x) (N, O), in the
+    target's units.
 
     For classes, y (N, 1) is the class's number and the truth (N, K) its probabilities.
     """
 
     x: Float32
     y: Float32
-    truth: Float64
+    truth: Float64 | None
 
     def __getitem__(self, rows: slice) -> "Split":
-        return Split(self.x[rows], self.y[rows], self.truth[rows])
+        truth = None if self.truth is None else self.truth[rows]
+        return Split(self.x[rows], self.y[rows], truth)
 
 
 @dataclass(frozen=True)
@@ -49,21 +52,24 @@ class Dataset:
     test: Split
     kind: str
     rows: int
-    sha256: str  # of all rows, chunk by chunk, x before y, little-endian float32
-    floor: dict[str, float]  # metric -> its best reachable value
+    sha256: str  # of the file, or of all rows by chunks, x before y, little-endian float32
+    floor: dict[str, float]  # metric -> its best reachable value, where that is known
     stds: dict[str, float]  # a loss at its floor -> its standard deviation from row to row
     features: list[str]
-    targets: list[str]  # for regression
-    classes: list[int]  # for classification
+    targets: list[str]  # the columns of y; none for synthetic classes
+    classes: list[Any]  # for classification
 
     @property
     def golden_input(self) -> Float32:
-        """The first test rows (G, F): enough for most batches, fewer where rows are wide."""
-        return self.test.x[: max(MIN_TEST_ROWS, min(256, 2**20 // self.test.x.shape[1]))]
+        """The first test rows (G, F): enough for most batches, fewer where rows are wide. What is
+        missing is filled with the training rows' mean, since goldens are finite."""
+        rows = self.test.x[: max(MIN_TEST_ROWS, min(256, 2**20 // self.test.x.shape[1]))]
+        gone = np.isnan(rows)
+        return np.where(gone, np.nanmean(self.training.x, axis=0), rows) if gone.any() else rows
 
 
-def load_data(config: Data, seed: int, memory: int) -> Dataset:
-    """Makes all rows. `memory` is the number of bytes that this process may use.
+def make_rows(config: Data, seed: int, memory: int) -> Dataset:
+    """Makes all rows of a synthetic kind. `memory` is the bytes that this process may use.
 
     Raises:
         OutOfMemory: the rows and their copies would not fit.
@@ -72,7 +78,7 @@ def load_data(config: Data, seed: int, memory: int) -> Dataset:
     _require_memory(config, memory)
     x = np.empty((config.samples, config.features), np.float32)
     y = np.empty((config.samples, config.outputs), np.float32)
-    truth = np.empty((config.samples, config.classes or config.outputs), np.float64)
+    truth = np.empty((config.samples, config.class_count or config.outputs), np.float64)
     digest = hashlib.sha256()
     for start, part in chunks(config, seed, 0, config.samples):
         interrupt.check()
@@ -82,7 +88,7 @@ def load_data(config: Data, seed: int, memory: int) -> Dataset:
         digest.update(part.y.astype("<f4", copy=False).data)
 
     rows = Split(x, y, truth)
-    training, validation, test = config.split
+    training, validation, test = config.split(config.samples)
     floor = KINDS[config.kind].floor(config)
     return Dataset(
         training=rows[:training],
@@ -95,17 +101,17 @@ def load_data(config: Data, seed: int, memory: int) -> Dataset:
         stds=floor.stds,
         features=[f"x{i}" for i in range(config.features)],
         targets=[]
-        if config.classes
+        if config.class_count
         else ["y"]
         if config.outputs == 1
         else [f"y{i}" for i in range(config.outputs)],
-        classes=list(range(config.classes)),
+        classes=list(range(config.class_count)),
     )
 
 
 def chunks(config: Data, seed: int, start: int, stop: int) -> Iterator[tuple[int, Split]]:
     """Rows [start, stop) as (first row, rows), a chunk at a time; any range gives the same rows."""
-    size = chunk_rows(max(config.features, config.outputs))
+    size = chunk_rows(max(config.features, config.outputs, config.class_count))
     for chunk in range(start // size, -(-stop // size)):
         first = chunk * size
         draw = generator(seed, Purpose.DATA, chunk)
@@ -122,7 +128,7 @@ def chunk_rows(width: int) -> int:
 
 
 def _require_memory(config: Data, memory: int) -> None:
-    truth = 8 * (config.classes or config.outputs)
+    truth = 8 * (config.class_count or config.outputs)
     rows = config.samples * (4 * (config.features + config.outputs) + truth)
     needed = 2 * rows  # the rows, and their copies on the device
     if needed > memory:

@@ -32,7 +32,7 @@ def predict(model: nn.Module, x: NDArray[np.float32], device: torch.device) -> N
 
 
 def evaluate(model: MLP, rows: Split, config: Train, device: torch.device) -> Metrics:
-    """Metrics of the model against the noisy y and the known truth f(x); `loss` is the training's.
+    """Metrics of the model against the noisy y and the truth f(x); `loss` is the training's.
 
     For regression with answers p (N, O), `mse` = mean (p - y)^2 and `mae` = mean |p - y|;
     `r2` = 1 - sum (y - p)^2 / sum (y - mean y)^2, the mean over the outputs, and None where a y is
@@ -40,7 +40,8 @@ def evaluate(model: MLP, rows: Split, config: Train, device: torch.device) -> Me
 
     For classes with probabilities p (N, K), `log_loss` = mean -log p_y;
     `accuracy` is the share of rows whose class has the largest p;
-    `excess_risk` = mean of sum_k f_k log(f_k / p_k), the KL divergence, never negative.
+    `excess_risk` = mean of sum_k f_k log(f_k / p_k), the KL divergence, never negative. It is None
+    where the truth is not known.
 
     Raises:
         Diverged: an answer is not finite.
@@ -64,18 +65,23 @@ def _of_numbers(answers: NDArray[np.float64], rows: Split) -> Metrics:
         "mse": float(errors.mean()),
         "mae": float(np.mean(np.abs(answers - rows.y))),
         "r2": float(np.mean(1 - errors / variances)) if variances.all() else None,
-        "excess_risk": float(np.mean(np.square(answers - rows.truth))),
+        "excess_risk": None
+        if rows.truth is None
+        else float(np.mean(np.square(answers - rows.truth))),
     }
 
 
 def _of_classes(answers: NDArray[np.float64], rows: Split) -> Metrics:
     y = rows.y[:, 0].astype(np.intp)
     log_loss = float(-np.mean(np.log(answers[np.arange(len(y)), y])))
-    truth = np.maximum(rows.truth, SMALLEST)
-    divergence = np.sum(rows.truth * np.log(truth / answers), axis=1)
     return {
         "log_loss": log_loss,
         "accuracy": float(np.mean(answers.argmax(axis=1) == y)),
-        # Rounding may leave a model that is the truth below 0 by some 1e-17.
-        "excess_risk": max(0.0, float(np.mean(divergence))),
+        "excess_risk": None if rows.truth is None else _mean_divergence(rows.truth, answers),
     }
+
+
+def _mean_divergence(truth: NDArray[np.float64], answers: NDArray[np.float64]) -> float:
+    divergence = np.sum(truth * np.log(np.maximum(truth, SMALLEST) / answers), axis=1)
+    # Rounding may leave a model that is the truth below 0 by some 1e-17.
+    return max(0.0, float(np.mean(divergence)))

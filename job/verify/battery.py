@@ -87,17 +87,18 @@ def _constant_columns(rows: Float32) -> Float32:
 
 
 def _spread(rows: Float32, factor: float) -> Float32:
-    """`factor` times as far from the mean of their column."""
-    mean = rows.mean(axis=0, dtype=np.float64)
+    """`factor` times as far from the mean of their column, NaN apart."""
+    there = np.maximum(np.isfinite(rows).sum(axis=0), 1)
+    mean = np.nansum(rows, axis=0, dtype=np.float64) / there
     with np.errstate(over="ignore"):
         x: Float32 = (mean + factor * (rows - mean)).astype(np.float32)
     return x
 
 
 def _of_magnitude(rows: Float32, size: float) -> Float32:
-    """`rows` scaled so that the largest value is `size`."""
+    """`rows` scaled so that the largest value is `size`, NaN apart."""
     exact = rows.astype(np.float64)
-    largest = np.abs(exact).max()
+    largest = np.nan_to_num(np.abs(exact)).max()
     return (exact * (size / largest if largest else 1.0)).astype(np.float32)
 
 

@@ -440,6 +440,9 @@ def _values(reference: Reference) -> dict[str, Array]:
     """Numbers of the golden rows that programs name."""
     x, y = reference.golden_input, reference.golden_output
     most_rows = np.array(max(reference.batches) // 2)
-    seen = {"least": x.min(axis=0), "most": x.max(axis=0), "far": 10 * np.abs(x).max()}
+    # fmin and fmax pass over NaN, which stands for what is missing.
+    least, most = np.fmin.reduce(x, axis=0), np.fmax.reduce(x, axis=0)
+    far = 10 * np.fmax.reduce(np.abs(x), axis=None)
+    seen = {"least": least, "most": most, "far": far}
     answered = {"low": y.min(axis=0), "high": y.max(axis=0), "spread": 1e-3 * y.std(axis=0)}
     return seen | answered | {"most_rows": most_rows}

@@ -149,7 +149,7 @@ class Oracle:
         numbers below TINY are read or written as zeros (not where that makes 0 * Inf of a weight).
         """
         with np.errstate(all="ignore"):
-            exact = x.astype(np.float64)
+            exact = self._exact(x)
             found = self._evaluate(exact)
             noise = self._noises(exact, found)[-1]
         classes = self.task == "classification"
@@ -161,10 +161,18 @@ class Oracle:
         names = [name for layer in layers for name in (layer, f"{self.activation} after {layer}")]
         names = ["input", *names[:-1], "output"]
         with np.errstate(all="ignore"):
-            exact = x.astype(np.float64)
+            exact = self._exact(x)
             found = self._evaluate(exact)
             noises = self._noises(exact, found)
         return [Stage(*one) for one in zip(names, found.values, noises, strict=True)]
+
+    def _exact(self, x: Float32) -> Float64:
+        """x (N, F); for NaN what stands for it, where the model has that (in deviations)."""
+        exact = x.astype(np.float64)
+        if "input.fill" not in self.weights:
+            return exact
+        mean, std = self._scaling("input")
+        return np.where(np.isnan(exact), mean + self._get("input.fill") * std, exact)
 
     def _evaluate(self, x: Float64) -> _Evaluation:
         mean, std = self._scaling("input")
@@ -312,6 +320,8 @@ def widths(weights: Mapping[str, Float32], task: str = "regression") -> list[int
     scalings = {"input": found[0]} | ({"output": found[-1]} if task == "regression" else {})
     for side, columns in scalings.items():
         wanted |= {f"{side}.mean": (columns,), f"{side}.std": (columns,)}
+    if "input.fill" in weights:
+        wanted["input.fill"] = (found[0],)
     for name, before, after in zip(layers, found, found[1:], strict=False):
         wanted |= {f"{name}.weight": (after, before), f"{name}.bias": (after,)}
     shapes = {name: weight.shape for name, weight in weights.items()}

@@ -84,12 +84,12 @@ def read_safetensors(content: bytes) -> dict[str, NDArray[Any]]:
 def disagreements(
     artifact: str, found: Mapping[str, NDArray[Any]], wanted: Mapping[str, Float32]
 ) -> Iterator[str]:
-    """One line for each trained weight that `found` does not hold bit for bit.
+    """One line, in the order of the names, for each weight that `found` does not hold bit for bit.
 
     Of tensors that are equal to the last bit an exporter may keep one under one of their names.
     """
     contents = {(values.shape, values.tobytes()): values for values in found.values()}
-    for name, weight in wanted.items():
+    for name, weight in sorted(wanted.items()):
         there = found.get(name, contents.get((weight.shape, weight.tobytes())))
         if there is None:
             yield f"{artifact} does not hold the weight {name}"
@@ -98,5 +98,5 @@ def disagreements(
         elif there.tobytes() != weight.tobytes():
             count = int((there.view(np.uint32) != weight.view(np.uint32)).sum())
             yield f"{artifact} holds other values in {count} of {weight.size} elements of {name}"
-    for name in found.keys() - wanted.keys():
+    for name in sorted(found.keys() - wanted.keys()):
         yield f"{artifact} holds {name}, which the trained model has not"
