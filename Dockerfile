@@ -30,7 +30,7 @@ RUN /opt/venv/bin/python -m pip uninstall --quiet --yes pip \
     && find "${packages}/torch/bin" -mindepth 1 ! -name torch_shm_manager -delete \
     && find "${packages}" -name '*.dist-info' -prune \
         -o -type d \( -name test -o -name tests -o -name include \) -prune -exec rm -rf {} + \
-        -o -type f \( -name '*.a' -o -name '*.pyi' \) -exec rm {} +
+        -o -type f -regex '.*\.\(a\|h\|hpp\|cuh\|pyi\)' -exec rm {} +
 
 # ---- what the packages are -----------------------------------------------------------------------
 # `make sbom`: built only when it is asked for by name.
@@ -87,9 +87,10 @@ ENV PATH=/opt/venv/bin:${PATH} \
 # Where --config finds job.yaml.
 WORKDIR /
 
-# A number, because Kubernetes cannot tell that a name is not root. Nothing in the image depends
-# on it, so that any other is as good: `--user "$(id -u):$(id -g)"` owns what it publishes.
-USER 10001
+# Numbers, because Kubernetes cannot tell that a name is not root, and a group, which would be root's.
+# Nothing in the image depends on them, so that any other is as good: `--user "$(id -u):$(id -g)"`
+# owns what it publishes.
+USER 10001:10001
 
 # Without a shell between: the job itself gets the signals, and its exit code is the container's.
 ENTRYPOINT ["python", "-m", "job"]

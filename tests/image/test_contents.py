@@ -84,6 +84,23 @@ def test_there_is_no_compiler_and_no_git(image: Image) -> None:
     assert image.shell(f"command -v {COMPILERS} || true") == ""
 
 
+@pytest.mark.parametrize(
+    "unused",
+    [
+        "-type d ( -name test -o -name tests )",
+        "-path */torch/bin/* ! -name torch_shm_manager",
+        "-type f ( -name *.h -o -name *.hpp -o -name *.cuh )",
+        "-type f ( -name *.a -o -name *.pyi )",
+        "-type d -name pip",
+    ],
+)
+def test_no_package_brings_what_the_job_never_loads(image: Image, unused: str) -> None:
+    quoted = " ".join(f"'{word}'" for word in unused.split())
+    find = f"find /opt/venv -name '*.dist-info' -prune -o {quoted} -print"
+    assert image.shell("find /opt/venv -name libtorch_cpu.so") != ""
+    assert image.shell(find) == ""
+
+
 def test_nothing_is_compiled_at_run_time(image: Image) -> None:
     """`python -v` names the source of each module that has no bytecode, else the bytecode."""
     said = image.shell("python -v -c 'import job.pipeline, onnxscript, onnxruntime' 2>&1")
