@@ -35,7 +35,7 @@ lint: $(READY) $(TOOLS)/.ready  ## ruff, mypy --strict and hadolint
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
-	@$(TOOLS)/bin/hadolint Dockerfile
+	@$(TOOLS)/bin/hadolint Dockerfile tests/image/Dockerfile
 
 $(TOOLS)/.ready: requirements/tools.txt
 	@$(PYTHON) -m venv --clear $(TOOLS)

@@ -1,5 +1,6 @@
 """What is in the image and what is not, and how it is started."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -74,6 +75,17 @@ def test_the_packages_are_those_of_the_lock_and_no_more(image: Image) -> None:
     )
     locked = re.findall(r"^([\w.-]+)==", (ROOT / "requirements/cpu.txt").read_text(), re.MULTILINE)
     assert {plain(name) for name in installed.split()} == {plain(name) for name in locked}
+
+
+def test_the_list_of_packages_holds_the_locks_versions(image: Image, tmp_path: Path) -> None:
+    checkout = copy_of_the_checkout(tmp_path)
+    output_of("make", "sbom", cwd=checkout)
+    listed = json.loads((checkout / "sbom.cdx.json").read_text())["components"]
+    lock = (ROOT / "requirements/cpu.txt").read_text()
+    assert {(plain(entry["name"]), entry["version"].partition("+")[0]) for entry in listed} == {
+        (plain(name), version)
+        for name, version in re.findall(r"^([\w.-]+)==([\w.]+)", lock, re.MULTILINE)
+    }
 
 
 def plain(name: str) -> str:
