@@ -80,7 +80,7 @@ smoke: $(READY)  ## test the built CPU image with real containers
 
 test-in-image: image  ## run the test suite with the image's own packages
 	docker build --build-arg IMAGE=$(IMAGE) --tag $(IMAGE)-test --file tests/image/Dockerfile requirements
-	docker run --rm --network none --volume "$(CURDIR):/checkout:ro" $(IMAGE)-test $(ARGS)
+	docker run --rm --init --network none --volume "$(CURDIR):/checkout:ro" $(IMAGE)-test $(ARGS)
 
 clean:  ## remove .venv/ and caches, never artifacts/
 	rm -rf $(VENV) $(TOOLS) .pytest_cache .mypy_cache .ruff_cache .coverage
