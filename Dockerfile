@@ -21,10 +21,29 @@ COPY requirements/install.py requirements/cpu.txt requirements/cuda.txt /require
 RUN --mount=type=cache,target=/root/.cache/pip \
     python /requirements/install.py /opt/venv --runtime --variant ${VARIANT}
 
-# Nobody installs, compiles against or tests torch in the image.
+# Nobody installs, tests or compiles against a package in the image: no pip, no tests (torch ships
+# test programs too), headers, static libraries or stubs. Licences, in *.dist-info, stay. torch
+# looks for torch_shm_manager when it is imported.
 RUN /opt/venv/bin/python -m pip uninstall --quiet --yes pip \
-    && rm -rf /opt/venv/lib/python3*/site-packages/torch/include \
-              /opt/venv/lib/python3*/site-packages/torch/test
+    && packages=$(echo /opt/venv/lib/python3*/site-packages) \
+    && rm -rf "${packages}"/torch/test "${packages}"/torch/lib/lib*_test.so \
+    && find "${packages}/torch/bin" -mindepth 1 ! -name torch_shm_manager -delete \
+    && find "${packages}" -name '*.dist-info' -prune \
+        -o -type d \( -name test -o -name tests -o -name include \) -prune -exec rm -rf {} + \
+        -o -type f -regex '.*\.\(a\|h\|hpp\|cuh\|pyi\)' -exec rm {} +
+
+# ---- what the packages are -----------------------------------------------------------------------
+# `make sbom`: built only when it is asked for by name.
+FROM packages AS sbom-maker
+COPY requirements/tools.txt /requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /opt/tools \
+    && /opt/tools/bin/pip install -qq --require-hashes -r /requirements/tools.txt \
+    && /opt/tools/bin/cyclonedx-py environment --output-reproducible \
+        --output-file /sbom.cdx.json /opt/venv
+
+FROM scratch AS sbom
+COPY --from=sbom-maker /sbom.cdx.json /
 
 # ---- the image ---------------------------------------------------------------------------------
 FROM ${BASE_IMAGE}
@@ -68,9 +87,10 @@ ENV PATH=/opt/venv/bin:${PATH} \
 # Where --config finds job.yaml.
 WORKDIR /
 
-# A number, because Kubernetes cannot tell that a name is not root. Nothing in the image depends
-# on it, so that any other is as good: `--user "$(id -u):$(id -g)"` owns what it publishes.
-USER 10001
+# Numbers, because Kubernetes cannot tell that a name is not root, and a group, which would be root's.
+# Nothing in the image depends on them, so that any other is as good: `--user "$(id -u):$(id -g)"`
+# owns what it publishes.
+USER 10001:10001
 
 # Without a shell between: the job itself gets the signals, and its exit code is the container's.
 ENTRYPOINT ["python", "-m", "job"]

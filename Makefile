@@ -2,16 +2,19 @@
 PYTHON ?= python3
 VENV   := .venv
 READY  := $(VENV)/.ready
+TOOLS  := .tools
 ARGS   ?=
 
 VERSION    := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' job/__init__.py)
 BASE_IMAGE ?= python:3.11-slim-bookworm
 IMAGE      := job:$(VERSION)-cpu
 IMAGE_CUDA := job:$(VERSION)-cuda
+BUILD      := docker build --build-arg BASE_IMAGE=$(BASE_IMAGE)
 REVISION   := $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint lock image image-cuda image-name run smoke clean
+.PHONY: help setup train test lint lock image image-cuda image-name run run-gpu shell size sbom smoke \
+	test-in-image clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,31 +31,56 @@ train: $(READY)  ## run the job with job.yaml; ARGS="train.epochs=1" overrides a
 test: $(READY)  ## run the whole test suite; ARGS="-k name" chooses
 	@$(VENV)/bin/python -m pytest $(ARGS)
 
-lint: $(READY)  ## ruff and mypy --strict
+lint: $(READY) $(TOOLS)/.ready  ## ruff, mypy --strict and hadolint
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+	@$(TOOLS)/bin/hadolint Dockerfile tests/image/Dockerfile
+
+$(TOOLS)/.ready: requirements/tools.txt
+	@$(PYTHON) -m venv --clear $(TOOLS)
+	@$(TOOLS)/bin/pip install -qq --disable-pip-version-check --require-hashes -r $<
+	@touch $@
 
 lock: $(READY)  ## resolve the locks again (needs uv)
 	@$(VENV)/bin/python requirements/lock.py
 
 image:  ## build the image for the CPU
-	docker build --build-arg VARIANT=cpu --build-arg BASE_IMAGE=$(BASE_IMAGE) \
-		--build-arg REVISION=$(REVISION) --tag $(IMAGE) .
+	$(BUILD) --build-arg VARIANT=cpu --build-arg REVISION=$(REVISION) --tag $(IMAGE) .
 
 image-cuda:  ## build the image for NVIDIA GPUs
-	docker build --build-arg VARIANT=cuda --build-arg BASE_IMAGE=$(BASE_IMAGE) \
-		--build-arg REVISION=$(REVISION) --tag $(IMAGE_CUDA) .
+	$(BUILD) --build-arg VARIANT=cuda --build-arg REVISION=$(REVISION) --tag $(IMAGE_CUDA) .
 
 image-name:  ## print the CPU image's tag
 	@echo $(IMAGE)
 
+# The caller's folder and uid, so that the caller owns what is published.
+RUN = @mkdir -p artifacts
+RUN += && docker run --rm --user "$$(id -u):$$(id -g)" --volume "$(CURDIR)/artifacts:/artifacts"
+
 run:  ## run the CPU image; publishes under artifacts/
-	@mkdir -p artifacts
-	docker run --rm --user "$$(id -u):$$(id -g)" --volume "$(CURDIR)/artifacts:/artifacts" $(IMAGE) train $(ARGS)
+	$(RUN) $(IMAGE) train $(ARGS)
+
+run-gpu:  ## run the CUDA image on all GPUs (needs NVIDIA's container toolkit)
+	$(RUN) --gpus all $(IMAGE_CUDA) train $(ARGS)
+
+shell:  ## a shell in the CPU image, with artifacts/ mounted
+	$(RUN) --interactive --tty --entrypoint bash $(IMAGE)
+
+size:  ## megabytes of the CPU image by layer; IMAGE=... names another
+	@docker history --human=false --no-trunc --format '{{.Size}} {{.CreatedBy}}' $(IMAGE) | awk '\
+		$$1 > 0 { bytes = $$1; $$1 = ""; printf "%8.1f MB %s\n", bytes / 1e6, substr($$0, 1, 90); sum += bytes } \
+		END { printf "%8.1f MB in all\n", sum / 1e6 }'
+
+sbom:  ## list the CPU image's packages in sbom.cdx.json (CycloneDX)
+	$(BUILD) --build-arg VARIANT=cpu --target sbom --output . .
 
 smoke: $(READY)  ## test the built CPU image with real containers
 	@$(VENV)/bin/python -m pytest tests/image $(ARGS)
 
+test-in-image: image  ## run the test suite with the image's own packages
+	docker build --build-arg IMAGE=$(IMAGE) --tag $(IMAGE)-test --file tests/image/Dockerfile requirements
+	docker run --rm --init --network none --volume "$(CURDIR):/checkout:ro" $(IMAGE)-test $(ARGS)
+
 clean:  ## remove .venv/ and caches, never artifacts/
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(TOOLS) .pytest_cache .mypy_cache .ruff_cache .coverage

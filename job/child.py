@@ -1,6 +1,7 @@
 """Work in a fresh interpreter, which inherits nothing and ends with its parent."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ from typing import NoReturn
 
 import job
 from job import interrupt
-from job.errors import JobError, error_of, known
+from job.errors import JobError, OutOfMemory, error_of, known
 
 # How a process that failed says with which code, and after it why.
 _SAID = "job error {}:"
@@ -21,6 +22,7 @@ def run_child(module: str, *arguments: str) -> None:
 
     Raises:
         Interrupted: a signal has come; the process is gone.
+        OutOfMemory: it was killed, as the kernel does where memory runs out.
         JobError: it failed; the class is that of its exit code, the message its last line.
     """
     # -P: what lies in the working directory is not imported.
@@ -52,6 +54,10 @@ def run_child(module: str, *arguments: str) -> None:
         prefix = _SAID.format(process.returncode)
         if last.startswith(prefix):
             raise error_of(process.returncode, last.removeprefix(prefix).strip())
+        if process.returncode == -signal.SIGKILL:
+            raise OutOfMemory(
+                f"{module} was killed, most likely for want of memory: give the job more"
+            )
         raise JobError(f"{module} ended with {process.returncode}: {last}")
 
 

@@ -1,5 +1,6 @@
 """What this machine or container offers to the job, and what would keep it from running."""
 
+import ctypes
 import os
 import platform
 import shutil
@@ -15,15 +16,24 @@ from job.publish import prepare_output
 
 GIB = 2**30
 
+CGROUPS = Path("/sys/fs/cgroup")
+DRIVER = Path("/proc/driver/nvidia/version")
+LIBCUDA = "libcuda.so.1"
+TOOLKIT = (
+    "nvidia-container-toolkit, without which docker refuses --gpus all (`could not select device "
+    "driver`): install it, run `nvidia-ctk runtime configure --runtime=docker`, restart docker"
+)
+
 
 def examine(config: Config) -> Iterator[tuple[str, str | JobError]]:
     """(what, finding), one at a time; a finding that is an error is what `train` would end with."""
     yield from versions().items()
     yield "system", f"{platform.system()} {platform.release()} {platform.machine()}"
     yield "user", f"uid {os.getuid()}, gid {os.getgid()}"
-    yield "cpu limit", f"{cpu_limit():g} of {os.cpu_count()} processors"
+    yield "cpu limit", f"{cpu_limit():g} of {os.cpu_count()} processors, {_cgroup()}"
     yield "memory limit", f"{memory_limit() / GIB:.1f} GiB"
-    yield "shared memory", _free("/dev/shm")
+    yield "shared memory", f"/dev/shm, {_free('/dev/shm')}"
+    yield "writable", _writable()
     yield "temporary files", _temporary_files()
     yield "NVIDIA driver", _driver()
     yield "CUDA in torch", _cuda_of_torch()
@@ -31,18 +41,45 @@ def examine(config: Config) -> Iterator[tuple[str, str | JobError]]:
     yield "output", _output(config)
 
 
+def _cgroup() -> str:
+    if (CGROUPS / "cgroup.controllers").exists():
+        return "cgroup v2"
+    return "cgroup v1" if (CGROUPS / "cpu").exists() else "no cgroup to be seen"
+
+
+def _writable() -> str:
+    places = dict.fromkeys(["/", os.path.expanduser("~"), "/tmp", "/var/tmp", "/dev/shm"])
+    return ", ".join(place for place in places if os.access(place, os.W_OK)) or "no usual folder"
+
+
 def _driver() -> str:
-    """The kernel's own word; it is also there in a container without NVIDIA's toolkit."""
+    """The driver and the newest CUDA that it serves, or what is missing and how to get it.
+
+    The kernel's own word is there in a container without NVIDIA's toolkit too; its library is not.
+    """
     try:
-        line = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+        driver = " ".join(DRIVER.read_text().splitlines()[0].split())
     except OSError:
-        return "none is loaded"
-    if not Path("/dev/nvidiactl").exists():
-        return (
-            f"{' '.join(line.split())}, but no device is passed into this container; install "
-            f"NVIDIA's container toolkit and use --gpus all"
-        )
-    return " ".join(line.split())
+        driver = ""
+    cuda = _cuda_of_driver()
+    if cuda is not None:
+        return f"{driver or 'loaded'}; serves CUDA up to {cuda}"
+    if not driver:
+        return f"none is loaded; for a GPU install one on the host, and for containers {TOOLKIT}"
+    return (
+        f"{driver}, but its library {LIBCUDA} is not to be found here; in a container: {TOOLKIT}, "
+        f"then start it with --gpus all, and NVIDIA_DRIVER_CAPABILITIES with compute in it"
+    )
+
+
+def _cuda_of_driver() -> str | None:
+    version = ctypes.c_int()
+    try:
+        if ctypes.CDLL(LIBCUDA).cuDriverGetVersion(ctypes.byref(version)) != 0:
+            return None
+    except OSError:
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def _cuda_of_torch() -> str:
@@ -58,7 +95,7 @@ def _device(config: Config) -> str | JobError:
         return error
     return (
         f"{device.type} ({device.name}; {device.reason}), "
-        f"{device.threads} CPU threads ({device.threads_reason})"
+        f"{device.threads} CPU thread{'s' * (device.threads > 1)} ({device.threads_reason})"
     )
 
 

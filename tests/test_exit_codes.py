@@ -6,8 +6,10 @@ Not here: 0, which every other test shows.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -220,3 +222,26 @@ def test_a_full_disk_is_74_and_leaves_the_old_model(tmp_path: Path) -> None:
         )
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_helping_process_that_the_kernel_kills_is_want_of_memory(tmp_path: Path) -> None:
+    """Where memory runs out the kernel may choose the preflight's process and not the job's."""
+    process = subprocess.Popen(
+        job("train", *SMALL, "--output", str(tmp_path)),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    helper = None
+    while helper is None:
+        assert process.poll() is None
+        for child in children.read_text().split():
+            if "job.preflight" in Path(f"/proc/{child}/cmdline").read_text():
+                helper = int(child)
+        time.sleep(0.01)
+    os.kill(helper, signal.SIGKILL)
+    _, said = process.communicate()
+    assert process.returncode == 71, said
+    assert "memory" in said
+    assert not list(tmp_path.glob("runs/*"))

@@ -20,6 +20,8 @@ LOCKED_DOWN = (
     *("--cap-drop", "ALL"),
     *("--security-opt", "no-new-privileges"),
 )
+# Enough for the job; torch alone takes most of it.
+LIMITS = ("--memory", "1g", "--memory-swap", "1g", "--cpus", "2", "--pids-limit", "128")
 # A run of a few seconds.
 SHORT = ("data.samples=20000", "train.epochs=1")
 
@@ -144,12 +146,13 @@ USERS = (10001, 54321)
 
 @pytest.fixture(scope="session")
 def trainings(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Training]]:
-    """The same short run in a locked-down container, once as each user."""
+    """The same short run in a locked-down, limited container, once as each user."""
     made = []
     for user in USERS:
         folder = make_open_folder(tmp_path_factory.mktemp(f"user-{user}") / "artifacts")
         asked = None if user == USERS[0] else user
-        done = image.run("train", *SHORT, folder=folder, user=asked)
+        options = [*LOCKED_DOWN, *LIMITS]
+        done = image.run("train", *SHORT, options=options, folder=folder, user=asked)
         made.append(Training(user, folder, done))
     yield made
     for training in made:

@@ -1,5 +1,6 @@
 """What is in the image and what is not, and how it is started."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -76,12 +77,40 @@ def test_the_packages_are_those_of_the_lock_and_no_more(image: Image) -> None:
     assert {plain(name) for name in installed.split()} == {plain(name) for name in locked}
 
 
+def test_the_list_of_packages_holds_the_locks_versions(image: Image, tmp_path: Path) -> None:
+    checkout = copy_of_the_checkout(tmp_path)
+    output_of("make", "sbom", cwd=checkout)
+    listed = json.loads((checkout / "sbom.cdx.json").read_text())["components"]
+    lock = (ROOT / "requirements/cpu.txt").read_text()
+    assert {(plain(entry["name"]), entry["version"].partition("+")[0]) for entry in listed} == {
+        (plain(name), version)
+        for name, version in re.findall(r"^([\w.-]+)==([\w.]+)", lock, re.MULTILINE)
+    }
+
+
 def plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_there_is_no_compiler_and_no_git(image: Image) -> None:
     assert image.shell(f"command -v {COMPILERS} || true") == ""
+
+
+@pytest.mark.parametrize(
+    "unused",
+    [
+        "-type d ( -name test -o -name tests )",
+        "-path */torch/bin/* ! -name torch_shm_manager",
+        "-type f ( -name *.h -o -name *.hpp -o -name *.cuh )",
+        "-type f ( -name *.a -o -name *.pyi )",
+        "-type d -name pip",
+    ],
+)
+def test_no_package_brings_what_the_job_never_loads(image: Image, unused: str) -> None:
+    quoted = " ".join(f"'{word}'" for word in unused.split())
+    find = f"find /opt/venv -name '*.dist-info' -prune -o {quoted} -print"
+    assert image.shell("find /opt/venv -name libtorch_cpu.so") != ""
+    assert image.shell(find) == ""
 
 
 def test_nothing_is_compiled_at_run_time(image: Image) -> None:
