@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import job
 from tests.conftest import ROOT
@@ -73,18 +74,27 @@ def test_the_packages_are_those_of_the_lock_and_no_more(image: Image) -> None:
         " print(*(d.name for d in m.distributions(path=[\"'$(echo /opt/venv/lib/*/site-packages)"
         "'\"])))'"
     )
-    locked = re.findall(r"^([\w.-]+)==", (ROOT / "requirements/cpu.txt").read_text(), re.MULTILINE)
-    assert {plain(name) for name in installed.split()} == {plain(name) for name in locked}
+    assert {plain(name) for name in installed.split()} == {name for name, _ in locked()}
 
 
 def test_the_list_of_packages_holds_the_locks_versions(image: Image, tmp_path: Path) -> None:
     checkout = copy_of_the_checkout(tmp_path)
     output_of("make", "sbom", cwd=checkout)
     listed = json.loads((checkout / "sbom.cdx.json").read_text())["components"]
-    lock = (ROOT / "requirements/cpu.txt").read_text()
-    assert {(plain(entry["name"]), entry["version"].partition("+")[0]) for entry in listed} == {
-        (plain(name), version)
-        for name, version in re.findall(r"^([\w.-]+)==([\w.]+)", lock, re.MULTILINE)
+    found = {(plain(entry["name"]), entry["version"].partition("+")[0]) for entry in listed}
+    assert found == locked()
+
+
+def locked() -> set[tuple[str, str]]:
+    """Name and version of each package that the lock has for Linux."""
+    lines = re.findall(
+        r"^\w.*==[^\\\n]*", (ROOT / "requirements/cpu.txt").read_text(), re.MULTILINE
+    )
+    requirements = [Requirement(line) for line in lines]
+    return {
+        (plain(each.name), str(each.specifier).removeprefix("=="))
+        for each in requirements
+        if each.marker is None or each.marker.evaluate()
     }
 
 
