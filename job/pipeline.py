@@ -14,7 +14,7 @@ from job.model import build_model
 from job.preflight import preflight_in_child
 from job.publish import Run, claim, leave_evidence, prepare_output, publish
 from job.quality import require_quality
-from job.train import evaluate, train
+from job.train import evaluate, predict, train
 from job.verify import verify_in_fresh_process
 
 
@@ -87,7 +87,11 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
             run, config, device, identity, data, training, test, verification, batches
         )
         record.write_config(run, config)
-        record.write_report(run, config, facts, training, verification)
+        shown = data.test[: record.ROWS_SHOWN]
+        answers = predict(model, shown.x, device.torch)
+        record.write_report(
+            run, config, facts, training, verification, clock.timing(), shown.y, answers, reference
+        )
 
     facts["timing"] = clock.timing()
     publish(run, facts, verification.sha256, config.output.keep)

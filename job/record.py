@@ -7,6 +7,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from job import manifest
 from job.config import Config, to_yaml
 from job.data import Dataset
@@ -17,7 +20,10 @@ from job.log import WARNING, event
 from job.publish import Run
 from job.report import render_report
 from job.train import EpochRecord, Metrics, Training
-from job.verify import Verification
+from job.verify import Reference, Verification
+
+# Test rows whose answers are drawn or counted in the report.
+ROWS_SHOWN = 10_000
 
 
 def say_start(run: Run, device: Device, config: Config) -> None:
@@ -192,10 +198,18 @@ def write_report(
     facts: dict[str, Any],
     training: Training,
     verification: Verification,
+    timing: dict[str, float],
+    targets: NDArray[np.float32],
+    answers: NDArray[np.float32],
+    reference: Reference,
 ) -> None:
-    """report.html of a run that is about to be published."""
+    """report.html of a run that is about to be published.
+
+    `targets` and `answers` (N, O) are those of some test rows.
+    """
     page = render_report(
         headline="Verified",
+        good=True,
         sentence="The model files agree with the trained model.",
         run_id=facts["run_id"],
         facts={
@@ -204,16 +218,24 @@ def write_report(
             "model": _model(config, facts["signature"]),
             "data": f"{config.data.kind}, {facts['data']['rows']:,} rows",
             "data digest": facts["data"]["sha256"],
-            "device": "{type} ({name}; {reason}), {threads} threads".format_map(facts["device"]),
+            "device": "{type} ({name}; {reason}), threads: {threads}".format_map(facts["device"]),
             "training": f"{training.steps:,} steps, "
             f"{training.samples_per_second:,.0f} rows a second",
             "fingerprint": facts["fingerprint"],
             "versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
+            "source": facts["source"]["revision"] or "unknown",
         },
         epochs=[asdict(record) for record in training.epochs],
-        floor=facts["data"]["floor"].get(config.train.loss_metric),
+        loss=config.train.loss_metric,
+        floor=facts["data"]["floor"],
         metrics=facts["metrics"],
+        signature=facts["signature"],
+        targets=targets,
+        answers=answers,
+        example=(reference.golden_input[0].tolist(), reference.golden_output[0].tolist()),
         verification=verification.as_json(),
+        stages={name: seconds for name, seconds in timing.items() if name != "total"},
+        files=manifest.file_entries(run.staging),
     )
     (run.staging / "report.html").write_text(page)
 

@@ -1,0 +1,133 @@
+"""The report's figures as inline SVG. Colours are the page's own, so one drawing serves any theme.
+
+Shapes: N rows, O outputs.
+"""
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pygal
+from numpy.typing import NDArray
+from pygal.style import Style
+
+_COLOURS = ("var(--one)", "var(--two)", "var(--three)", "var(--four)", "var(--five)")
+_STYLE = Style(
+    background="transparent",
+    plot_background="transparent",
+    foreground="currentColor",
+    foreground_strong="currentColor",
+    foreground_subtle="var(--rule)",
+    guide_stroke_color="var(--rule)",
+    major_guide_stroke_color="var(--rule)",
+    colors=_COLOURS * 2,
+    font_family="inherit",
+    label_font_size=13,
+    major_label_font_size=13,
+    legend_font_size=13,
+    title_font_size=13,
+    opacity="1",
+    transition="0s",
+)
+# Shares of a bound beyond these are drawn as these: an error of 0 has no logarithm.
+LEAST, MOST = 1e-6, 1e3
+
+
+def loss_by_epoch(epochs: Sequence[Mapping[str, Any]], floor: float | None) -> str:
+    """Training and validation loss, and the best that any model can reach where it is known."""
+    chart = _chart(pygal.XY, x_title="epoch", x_value_formatter=lambda v: f"{v:.0f}")
+    numbers = [epoch["epoch"] for epoch in epochs]
+    chart.x_labels = numbers[:: -(-len(numbers) // 10)]
+    chart.add("training", [(e["epoch"], e["training_loss"]) for e in epochs])
+    chart.add("validation", [(e["epoch"], e["validation"]["loss"]) for e in epochs])
+    if floor is not None:
+        ends = (numbers[0], numbers[-1])
+        chart.add("best reachable", [(end, floor) for end in ends], show_dots=False)
+    return _svg(chart)
+
+
+def answers_by_target(targets: NDArray[Any], answers: NDArray[Any]) -> str:
+    """Each answer (N,) over its target (N,), and the line on which they are equal."""
+    chart = _chart(pygal.XY, x_title="target", dots_size=1.5, show_legend=False)
+    ends = [float(f(targets)) for f in (np.min, np.max)]
+    chart.add("rows", list(zip(targets.tolist(), answers.tolist(), strict=True)), stroke=False)
+    chart.add("equal", [(end, end) for end in ends], show_dots=False)
+    return _svg(chart)
+
+
+def residuals(errors: NDArray[Any]) -> str:
+    """How often answer - target (N,) is how large."""
+    chart = _chart(pygal.Histogram, x_title="answer - target", show_legend=False)
+    counts, edges = np.histogram(errors, bins=40)
+    bars = zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+    chart.add("rows", list(bars))
+    return _svg(chart)
+
+
+def share_of_bound(comparisons: Sequence[Mapping[str, Any]]) -> str | None:
+    """The largest error of every engine on every input, as a share of its bound, logarithmic.
+
+    None where no engine has answered more than one input.
+    """
+    used: dict[str, dict[str, float]] = defaultdict(dict)
+    for c in comparisons:
+        if c["compared"]:
+            used[f"{c['artifact']} in {c['engine']}"][c["case"]] = c["bound_used"]
+    engines = {name: by_case for name, by_case in used.items() if len(by_case) > 1}
+    if not engines:
+        return None
+    cases = list(dict.fromkeys(case for by_case in engines.values() for case in by_case))[::-1]
+    chart = _chart(
+        pygal.HorizontalLine,
+        height=180 + 20 * len(cases),
+        stroke=False,
+        legend_at_bottom=True,
+        legend_at_bottom_columns=1,
+        margin_right=30,
+        value_formatter=lambda power: f"{100 * 10**power:.6g} %",
+        truncate_legend=-1,
+    )
+    chart.x_labels = cases
+    # Where engines agree to the last bit, each dot lies on a larger one: the first is on top.
+    for size, (name, by_case) in zip(itertools.count(3), engines.items(), strict=False):
+        shares = [math.log10(np.clip(by_case.get(case, np.nan), LEAST, MOST)) for case in cases]
+        chart.add(name, [None if math.isnan(s) else s for s in shares], dots_size=size)
+    over = [s for by_case in engines.values() for s in by_case.values() if s > 1]
+    chart.y_labels = [-6, -4, -2, 0, *([3] if over else [])]
+    return _svg(chart)
+
+
+def timeline(stages: Mapping[str, float]) -> str:
+    """Seconds of each stage, one after the other."""
+    chart = _chart(
+        pygal.HorizontalStackedBar,
+        height=230,
+        margin_bottom=35,
+        x_title="seconds",
+        legend_at_bottom=True,
+        legend_at_bottom_columns=4,
+        show_y_labels=False,
+    )
+    for name, seconds in stages.items():
+        chart.add(name, [seconds])
+    return _svg(chart)
+
+
+def _chart(kind: type[Any], **options: Any) -> Any:
+    common = {"style": _STYLE, "js": (), "width": 720, "height": 320, "margin": 5}
+    return kind(**(common | options))
+
+
+def _svg(chart: Any) -> str:
+    """The drawing alone: without scripts, and without comments that name addresses."""
+    root = chart.render_tree()
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if not isinstance(child.tag, str) or child.tag.endswith("script"):
+                parent.remove(child)
+    ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
+    return ElementTree.tostring(root, encoding="unicode")
