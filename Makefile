@@ -13,7 +13,7 @@ BUILD      := docker build --build-arg BASE_IMAGE=$(BASE_IMAGE)
 REVISION   := $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint lock image image-cuda image-name run run-gpu shell size sbom smoke \
+.PHONY: help setup train test lint docs lock image image-cuda image-name run run-gpu shell size sbom smoke \
 	test-in-image clean
 
 help:  ## list the targets
@@ -41,6 +41,10 @@ $(TOOLS)/.ready: requirements/tools.txt
 	@$(PYTHON) -m venv --clear $(TOOLS)
 	@$(TOOLS)/bin/pip install -qq --disable-pip-version-check --require-hashes -r $<
 	@touch $@
+
+docs: $(READY)  ## write the JSON Schema and docs/configuration.md again
+	@$(VENV)/bin/python -m job schema > docs/job.schema.json
+	@$(VENV)/bin/python docs/configuration.py
 
 lock: $(READY)  ## resolve the locks again (needs uv)
 	@$(VENV)/bin/python requirements/lock.py
