@@ -5,6 +5,7 @@ Shapes: N rows, O outputs.
 
 import itertools
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,10 @@ import numpy as np
 import pygal
 from numpy.typing import NDArray
 from pygal.style import Style
+
+# pygal leaves a finder for plugins there, of which the job has none; it is of an old protocol, and
+# Python 3.11 would warn of it in every import that finds nothing.
+sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, pygal.PluginImportFixer)]
 
 _COLOURS = ("var(--one)", "var(--two)", "var(--three)", "var(--four)", "var(--five)")
 _STYLE = Style(
