@@ -67,10 +67,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 KILLS = [
     ("job.pipeline:preflight_in_child", 1, []),
     ("job.pipeline:load_data", 1, []),
-    ("job.train.loop:training_step", 3, []),
-    ("job.train.loop:training_step", 10, [1]),  # in the middle of the second
+    ("job.train.backprop:update", 3, []),
+    ("job.train.backprop:update", 10, [1]),  # in the middle of the second
     ("job.train.checkpoint:move_folder", 1, [2]),  # the checkpoint is written, not renamed
-    ("job.train.loop:training_step", 5, []),  # the second again
+    ("job.train.backprop:update", 5, []),  # the second again
     ("job.export:write_onnx", 1, [2, 3]),
     ("job.pipeline:verify_in_fresh_process", 1, []),
     ("job.publish:write_manifest", 1, []),
@@ -133,8 +133,8 @@ MOMENTS = [
     ("job.child:_wait", 1),  # the preflight's process is running
     ("job.pipeline:load_data", 1),
     ("job.pipeline:build_model", 1),
-    ("job.train.loop:training_step", 1),
-    ("job.train.loop:training_step", 4),
+    ("job.train.backprop:update", 1),
+    ("job.train.backprop:update", 4),
     ("job.train.loop:evaluate", 1),
     ("job.train.loop:save_checkpoint", 1),
     ("job.train.checkpoint:move_folder", 1),
@@ -255,7 +255,7 @@ def test_a_process_that_helps_ends_with_the_one_it_helps(tmp_path: Path) -> None
 
 
 def test_without_an_id_only_the_same_configuration_is_adopted(tmp_path: Path) -> None:
-    process = disturbed("SIGTERM", "job.train.loop:training_step", 3, "--output", str(tmp_path))
+    process = disturbed("SIGTERM", "job.train.backprop:update", 3, "--output", str(tmp_path))
     process.communicate()
     other = run_job("train", *KEYS, "seed=5", "--output", str(tmp_path))
     assert other.returncode == 0, other.stderr

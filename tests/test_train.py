@@ -635,23 +635,23 @@ def test_bfloat16_rounds_the_layers_and_not_the_loss() -> None:
 def test_tf32_is_on_in_the_steps_and_never_in_the_evaluation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: dict[str, set[str]] = {"training_step": set(), "evaluate": set()}
+    seen: dict[str, set[str]] = {"_step": set(), "evaluate": set()}
 
-    def spy_on(name: str) -> None:
-        real = getattr(loop, name)
+    def spy_on(owner: object, name: str) -> None:
+        real = getattr(owner, name)
 
         def spy(*arguments: Any, **keywords: Any) -> Any:
             seen[name].add(torch.get_float32_matmul_precision())
             return real(*arguments, **keywords)
 
-        monkeypatch.setattr(loop, name, spy)
+        monkeypatch.setattr(owner, name, spy)
 
-    for name in seen:
-        spy_on(name)
+    spy_on(loop.Trainer, "_step")
+    spy_on(loop, "evaluate")
     for precision, within in (("tf32", "high"), ("float32", "highest"), ("bfloat16", "highest")):
         trained(f"train.precision={precision}", "train.epochs=1")
-        assert seen == {"training_step": {within}, "evaluate": {"highest"}}
-        seen["training_step"].clear()
+        assert seen == {"_step": {within}, "evaluate": {"highest"}}
+        seen["_step"].clear()
     with pytest.raises(Diverged):
         trained("train.precision=tf32", "train.optimizer={name: sgd, lr: 1e15}")
     assert torch.get_float32_matmul_precision() == "highest"

@@ -20,12 +20,13 @@ from job.log import event
 from job.model import MLP, with_dropout
 from job.optim import make_optimizer
 from job.streams import Purpose, generator, seed_of
+from job.train.backprop import Backpropagation, why_autograd
 from job.train.checkpoint import load_checkpoint, save_checkpoint
 from job.train.evaluate import Metrics, evaluate
 from job.train.loss import Objective
 from job.train.precision import say_if_tf32_is_float32, tf32
 from job.train.schedule import learning_rate_factor
-from job.train.step import training_step
+from job.train.step import Autograd
 
 
 @dataclass(frozen=True)
@@ -107,19 +108,35 @@ class Trainer:
     ) -> None:
         self.config, self.device, self.validation = config, device, data.validation
         self.model = model.to(device)
-        self.network = with_dropout(model.network, config.model.dropout)
         self.objective = Objective(config.train, model)
-        self.loss_function = self.objective.function.to(device)
-        with torch.no_grad():
-            self.x = model.input(torch.from_numpy(data.training.x).to(device))
-            self.y = self.objective.targets(torch.from_numpy(data.training.y).to(device))
-        self.steps_per_epoch = -(-len(self.x) // config.train.batch_size)
-        self.optimizer = make_optimizer(model.network.parameters(), config.train.optimizer)
+        self.rows = len(data.training.x)
+        self.steps_per_epoch = -(-self.rows // config.train.batch_size)
+        self.engine = self._engine(data)
+        self.optimizer = make_optimizer(self.engine.parameters, config.train.optimizer)
         self.tf32 = config.train.precision == "tf32"
         if self.tf32:
             say_if_tf32_is_float32(device)
         self.saver = Saver(checkpoints, config.train.checkpoint, model, self.optimizer)
         self.training = self.saver.training
+
+    def _engine(self, data: Dataset) -> Backpropagation | Autograd:
+        """What takes the steps; holds the training rows, standardised, on the device."""
+        config, device, network = self.config, self.device, self.model.network
+        with torch.no_grad():
+            x = self.model.input(torch.from_numpy(data.training.x).to(device))
+            y = self.objective.targets(torch.from_numpy(data.training.y).to(device))
+        reason = why_autograd(config, device)
+        if reason is None:
+            return Backpropagation(network, x, y, config.train.grad_clip)
+        event("autograd", f"torch.autograd computes the gradients, since {reason}", reason=reason)
+        return Autograd(
+            with_dropout(network, config.model.dropout),
+            self.objective.function.to(device),
+            x,
+            y,
+            grad_clip=config.train.grad_clip,
+            bfloat16=config.train.precision == "bfloat16",
+        )
 
     @property
     def done(self) -> bool:
@@ -133,9 +150,8 @@ class Trainer:
         epoch = len(training.epochs) + 1
         with tf32(self.tf32):
             self._rest_of_epoch(epoch)
-        self.model.eval()
         metrics = evaluate(self.model, self.validation, self.config.train, self.device)
-        loss = self.objective.unit * training.loss_sum / len(self.x)
+        loss = self.objective.unit * training.loss_sum / self.rows
         lr = float(self.optimizer.param_groups[0]["lr"])
         record = EpochRecord(epoch, training.steps, lr, loss, metrics)
         self._note_if_best(record)
@@ -166,6 +182,7 @@ class Trainer:
     def take_best(self) -> None:
         """Gives the model the best epoch's weights, and says so where it was not the last."""
         self.model.eval()
+        self.engine.release()
         epochs, best = len(self.training.epochs), self.training.best
         if best < epochs:
             self.model.network.load_state_dict(self.saver.best)
@@ -179,8 +196,7 @@ class Trainer:
 
     def _rest_of_epoch(self, epoch: int) -> None:
         training, size = self.training, self.config.train.batch_size
-        self.network.train()
-        batches = _shuffled(len(self.x), size, self.config.seed_number, epoch, self.device)
+        batches = _shuffled(self.rows, size, self.config.seed_number, epoch, self.device)
         done = training.steps - (epoch - 1) * self.steps_per_epoch
         stopwatch = time.perf_counter()
         for rows in batches[done:]:
@@ -211,15 +227,7 @@ class Trainer:
                 group["lr"] = config.optimizer.lr * factor
         if self.config.model.dropout > 0:  # torch.nn.Dropout draws from torch's own generator
             torch.manual_seed(seed_of(self.config.seed_number, Purpose.DROPOUT, step))
-        return training_step(
-            self.network,
-            self.loss_function,
-            self.optimizer,
-            self.x[rows],
-            self.y[rows],
-            grad_clip=config.grad_clip,
-            bfloat16=config.precision == "bfloat16",
-        )
+        return self.engine.step(rows, self.optimizer)
 
 
 def _shuffled(n: int, size: int, seed: int, epoch: int, device: torch.device) -> Sequence[Tensor]:

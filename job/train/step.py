@@ -3,6 +3,8 @@
 Shapes: B rows of a batch, F features, O outputs; all standardised.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -32,17 +34,59 @@ def training_step(
         answer = network(x)
     loss: Tensor = loss_function(answer.float(), y)
     loss.backward()  # type: ignore[no-untyped-call]
-    _require_finite(loss, network)
-    if grad_clip is not None:
-        _clip(network, grad_clip)
     value = loss.item()
+    require_finite(value, network)
+    if grad_clip is not None:
+        clip(network, grad_clip)
     optimizer.step(lambda: value)  # a closure is how torch tells an optimizer the loss; AdamZ asks
     return value
 
 
-def _require_finite(loss: Tensor, network: nn.Sequential) -> None:
-    if not torch.isfinite(loss):
-        raise Diverged(f"the loss is {loss.item()}")
+class Autograd:
+    """Steps of a network on standardised rows x (N, F) and targets y, which lie on its device."""
+
+    def __init__(
+        self,
+        network: nn.Sequential,
+        loss_function: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        grad_clip: float | None,
+        bfloat16: bool,
+    ) -> None:
+        self.network, self.loss_function, self.x, self.y = network.train(), loss_function, x, y
+        self.grad_clip, self.bfloat16 = grad_clip, bfloat16
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimizer updates."""
+        return list(self.network.parameters())
+
+    def step(self, rows: Tensor, optimizer: torch.optim.Optimizer) -> float:
+        """`training_step` on the rows of these numbers (B,)."""
+        return training_step(
+            self.network,
+            self.loss_function,
+            optimizer,
+            self.x[rows],
+            self.y[rows],
+            grad_clip=self.grad_clip,
+            bfloat16=self.bfloat16,
+        )
+
+    def release(self) -> None:
+        """Drops the gradients."""
+        self.network.zero_grad()
+
+
+def require_finite(loss: float, network: nn.Sequential) -> None:
+    """
+    Raises:
+        Diverged: the loss or a gradient is not finite; names the first such layer.
+    """
+    if not math.isfinite(loss):
+        raise Diverged(f"the loss is {loss}")
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     # The largest magnitude of all is not finite exactly if one of them is not; a sum of squares
     # could overflow where every gradient is finite.
@@ -52,7 +96,12 @@ def _require_finite(loss: Tensor, network: nn.Sequential) -> None:
         raise Diverged(f"the gradient of {name} is not finite")
 
 
-def _clip(network: nn.Sequential, norm: float) -> None:
+def clip(network: nn.Sequential, norm: float) -> None:
+    """Clips the gradients, all together, to this norm.
+
+    Raises:
+        Diverged: their norm is not finite.
+    """
     found = torch.nn.utils.clip_grad_norm_(network.parameters(), norm)
     # Else every gradient would be multiplied by norm / infinity and nothing learnt, in silence.
     if not torch.isfinite(found):
