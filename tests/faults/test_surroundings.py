@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import job.cli
-from tests.conftest import ROOT, run_job
+from tests.conftest import ROOT
 
 from .campaign import TINY, assert_same, assert_sound, finish, share
 
@@ -62,11 +62,13 @@ BAD_IDS = (
 
 
 @pytest.mark.parametrize("run_id", BAD_IDS)
-def test_a_run_id_that_names_no_folder_everywhere_is_refused(run_id: str, tmp_path: Path) -> None:
-    done = run_job("train", f"--run-id={run_id}", "--output", str(tmp_path))
-    assert done.returncode == 64
-    assert "Traceback" not in done.stderr
-    assert all(c.isprintable() or c == "\n" for c in done.stderr)
+def test_a_run_id_that_names_no_folder_everywhere_is_refused(
+    run_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job.cli.main(["train", f"--run-id={run_id}", "--output", str(tmp_path)]) == 64
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert all(c.isprintable() or c == "\n" for c in said)
     assert not list(tmp_path.iterdir())
 
 
