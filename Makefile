@@ -13,7 +13,7 @@ BUILD      := docker build --build-arg BASE_IMAGE=$(BASE_IMAGE)
 REVISION   := $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint docs lock image image-cuda image-name run run-gpu shell size sbom smoke \
+.PHONY: help setup train test test-slow lint docs lock image image-cuda image-name run run-gpu shell size sbom smoke \
 	test-in-image clean
 
 help:  ## list the targets
@@ -28,8 +28,11 @@ $(READY): requirements/install.py requirements/cpu.txt requirements/cuda.txt req
 train: $(READY)  ## run the job with job.yaml; ARGS="train.epochs=1" overrides a key
 	@$(VENV)/bin/python -m job train $(ARGS)
 
-test: $(READY)  ## run the whole test suite; ARGS="-k name" chooses
+test: $(READY)  ## run the test suite but for the long campaigns; ARGS="-k name" chooses
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+test-slow: $(READY)  ## run the long fault campaigns, hours; FAULTS_SEED=1 FAULTS_SHARE=0.1 for less
+	@$(VENV)/bin/python -m pytest -m slow -s tests/faults $(ARGS)
 
 lint: $(READY) $(TOOLS)/.ready  ## ruff, mypy --strict and hadolint
 	@$(VENV)/bin/ruff check .

@@ -1,0 +1,78 @@
+"""What the campaigns share: the tiny run, its undisturbed result, and what must hold after a fault.
+
+FAULTS_SEED and FAULTS_SHARE (of the full counts) choose what `make test-slow` runs.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from job.manifest import read_manifest
+from job.train.checkpoint import load_checkpoint
+from tests.conftest import ROOT
+
+SEED = int(os.environ.get("FAULTS_SEED", "0"))
+SHARE = float(os.environ.get("FAULTS_SHARE", "1"))
+
+TINY = (
+    *("data.samples=400", "train.epochs=3", "train.batch_size=128", "model.hidden=[4]"),
+    *("export.formats=[torchscript, onnx]", "device=cpu", "threads=1"),
+)
+SAME = ("model.onnx", "model.torchscript.pt", "metrics.jsonl", "job.yaml")
+
+CALLS = ("fsync", "rename", "renameat", "mkdir", "symlink", "unlink", "rmdir", "write", "ftruncate")
+
+
+def share(count: int) -> int:
+    return max(1, round(SHARE * count))
+
+
+def environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("JOB")}
+    return {**kept, "PYTHONPATH": str(ROOT)}
+
+
+def train(output: Path, run_id: str = "one", *before: str) -> subprocess.Popen[str]:
+    """The tiny run by the real command, behind a command that disturbs it."""
+    command = (*before, sys.executable, "-m", "job", "train", *TINY)
+    return subprocess.Popen(
+        [*command, "--output", str(output), "--run-id", run_id],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def traced(trace: Path, *inject: str) -> tuple[str, ...]:
+    """strace of the main thread's operations on files, with faults put in."""
+    options = [part for rule in inject for part in ("-e", f"inject={rule}")]
+    return ("strace", "-qq", "-o", str(trace), "-e", f"trace={','.join(CALLS)}", *options)
+
+
+def finish(output: Path, run_id: str = "one", *before: str) -> Path:
+    """Runs until it is published."""
+    process = train(output, run_id, *before)
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
+    return output / "runs" / run_id
+
+
+def assert_sound(output: Path) -> None:
+    """What is visible is whole, and what a run has saved loads."""
+    for folder in (output / "runs").glob("*"):
+        read_manifest(folder)  # raises where a file is not what the manifest says
+    if (output / "latest").is_symlink():
+        read_manifest(output / "latest")
+    for checkpoints in output.glob("work/runs/*/checkpoints"):
+        saved = [path for path in checkpoints.iterdir() if path.name.isdecimal()]
+        assert not saved or load_checkpoint(checkpoints) is not None
+        assert all(path.exists() for path in saved), "a damaged checkpoint was found"
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    for name in SAME:
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not list((folder.parent.parent / "work" / "runs").iterdir())

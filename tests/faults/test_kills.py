@@ -1,0 +1,63 @@
+"""SIGKILL at random moments of a chain of attempts."""
+
+import json
+import random
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from .campaign import SEED, assert_same, assert_sound, finish, share, train
+
+
+def chain(output: Path, whole: Path, seed: str, kills: int, seconds: float) -> None:
+    """Kills attempts, each at a random moment within `seconds`, then lets one end."""
+    moments = random.Random(seed)
+    attempts = 0
+    done = 0
+    while done < kills:
+        process = train(output)
+        try:
+            said = process.communicate(timeout=moments.uniform(0.05, seconds))[1]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said = process.communicate()[1]
+        assert_sound(output)
+        if process.returncode == 0:  # it was faster: that one is not counted
+            break
+        assert process.returncode == -9, said
+        attempts += '"event": "start"' in said
+        done += 1
+    folder = finish(output)
+    assert_same(folder, whole)
+    resumed = json.loads((folder / "manifest.json").read_text())["training"]["resumed"]
+    # A kill may come between the claim and its event, or after the publication.
+    assert attempts - 1 <= resumed <= done
+    print(f"chain {seed}: {done} kills, {resumed} resumed")
+
+
+@pytest.fixture(scope="module")
+def seconds(whole: Path) -> float:
+    """How long a run takes here, so that the kills fall on all of it."""
+    total: float = json.loads((whole / "manifest.json").read_text())["timing"]["total"]
+    return total
+
+
+def test_a_chain_of_kills_ends_with_the_same_bytes(
+    whole: Path, seconds: float, tmp_path: Path
+) -> None:
+    chain(tmp_path, whole, f"{SEED}", 2, 0.7 * seconds)
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_over_forty_chains_end_with_the_same_bytes(
+    whole: Path, seconds: float, tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        chains = [
+            pool.submit(chain, tmp_path / f"{n}", whole, f"{SEED}-{n}", 5, 1.2 * seconds)
+            for n in range(share(40))
+        ]
+        for one in chains:
+            one.result()
