@@ -13,8 +13,8 @@ BUILD      := docker build --build-arg BASE_IMAGE=$(BASE_IMAGE)
 REVISION   := $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint docs lock image image-cuda image-name run run-gpu shell size sbom smoke \
-	test-in-image clean
+.PHONY: help setup train test test-slow lint docs lock image image-cuda image-name run run-gpu shell size sbom \
+	smoke test-in-image clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -29,7 +29,7 @@ train: $(READY)  ## run the job with job.yaml; ARGS="train.epochs=1" overrides a
 	@$(VENV)/bin/python -m job train $(ARGS)
 
 test: $(READY)  ## run the test suite but for the long campaigns; ARGS="-k name" chooses
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 test-slow: $(READY)  ## run the long fault campaigns, hours; FAULTS_SEED=1 FAULTS_SHARE=0.1 for less
 	@$(VENV)/bin/python -m pytest -m slow -s tests/faults $(ARGS)
