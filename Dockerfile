@@ -27,6 +27,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 RUN /opt/venv/bin/python -m pip uninstall --quiet --yes pip \
     && packages=$(echo /opt/venv/lib/python3*/site-packages) \
     && rm -rf "${packages}"/torch/test "${packages}"/torch/lib/lib*_test.so \
+    && rm -f "${packages}"/pyarrow/*_flight.* "${packages}"/pyarrow/*_s3*.so* \
     && find "${packages}/torch/bin" -mindepth 1 ! -name torch_shm_manager -delete \
     && find "${packages}" -name '*.dist-info' -prune \
         -o -type d \( -name test -o -name tests -o -name include \) -prune -exec rm -rf {} + \

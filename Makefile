@@ -13,7 +13,7 @@ BUILD      := docker build --build-arg BASE_IMAGE=$(BASE_IMAGE)
 REVISION   := $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint docs lock image image-cuda image-name run run-gpu shell size sbom \
+.PHONY: help setup train test test-slow bench lint docs lock image image-cuda image-name run run-gpu shell size sbom \
 	smoke test-in-image clean
 
 help:  ## list the targets
@@ -33,6 +33,11 @@ test: $(READY)  ## run the test suite but for the long campaigns; ARGS="-k name"
 
 test-slow: $(READY)  ## run the long fault campaigns, hours; FAULTS_SEED=1 FAULTS_SHARE=0.1 for less
 	@$(VENV)/bin/python -m pytest -m slow -s tests/faults $(ARGS)
+
+bench: $(READY)  ## measure the training's speed beside other libraries; writes docs/performance.md
+	@test -d .venv-peers || { $(PYTHON) requirements/install.py .venv-peers --runtime \
+		&& .venv-peers/bin/pip install -q --disable-pip-version-check -r benchmarks/requirements-peers.txt; }
+	@$(VENV)/bin/python -m benchmarks.speed $(ARGS)
 
 lint: $(READY) $(TOOLS)/.ready  ## ruff, mypy --strict and hadolint
 	@$(VENV)/bin/ruff check .
