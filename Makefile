@@ -10,14 +10,16 @@ BASE_IMAGE ?= python:3.11-slim-bookworm
 IMAGE      := job:$(VERSION)-cpu
 IMAGE_CUDA := job:$(VERSION)-cuda
 BUILD      := docker build --build-arg BASE_IMAGE=$(BASE_IMAGE)
+KUBECTL    ?= kubectl
+KUBE       ?= ../shared/docker
 REVISION   := $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow bench lint docs lock image image-cuda image-name run run-gpu shell size sbom \
-	smoke test-in-image clean
+	smoke test-in-image k8s-validate k8s-smoke clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(READY)  ## make .venv/ from the hash-pinned lock
 
@@ -93,6 +95,17 @@ smoke: $(READY)  ## test the built CPU image with real containers
 test-in-image: image  ## run the test suite with the image's own packages
 	docker build --build-arg IMAGE=$(IMAGE) --tag $(IMAGE)-test --file tests/image/Dockerfile requirements
 	docker run --rm --init --network none --volume "$(CURDIR):/checkout:ro" $(IMAGE)-test $(ARGS)
+
+k8s-validate: $(TOOLS)/.ready  ## check the manifests strictly against Kubernetes 1.30 and the newest
+	@command -v $(KUBECTL) >/dev/null || { echo "k8s-validate: there is no $(KUBECTL), which builds the overlays; \
+	install it, 1.30 or later, or name it: make k8s-validate KUBECTL=..." >&2; exit 1; }
+	@test -f $(KUBE)/kube-validate || { echo "k8s-validate: there is no $(KUBE)/kube-validate, which checks them; \
+	name its folder: make k8s-validate KUBE=..." >&2; exit 1; }
+	@for overlay in deploy/kubernetes/overlays/*; do \
+		built=$$($(KUBECTL) kustomize $$overlay) || exit 1; \
+		echo "$$overlay"; \
+		echo "$$built" | $(TOOLS)/bin/python $(KUBE)/kube-validate - || exit 1; \
+	done
 
 clean:  ## remove .venv/ and caches, never artifacts/
 	rm -rf $(VENV) $(TOOLS) .pytest_cache .mypy_cache .ruff_cache .coverage
