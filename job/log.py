@@ -46,18 +46,31 @@ def line(name: str, message: str, /, **fields: object) -> bytes:
 
 
 @contextmanager
-def progress(total: int, unit: str) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal's stderr, moved on by so many units as it is called with; nothing where
-    stderr is for programs, or is to be quiet, or tqdm is not installed."""
+def progress(total: int, unit: str, done: int = 0) -> Iterator[Callable[..., object]]:
+    """A bar on a terminal's stderr, with rate and remaining time, above which events are logged.
+
+    Called with a count it moves on by so many units, and shows what keywords it is given. There is
+    none where stderr is for programs, or is to be quiet, or tqdm is not installed.
+    """
     handler = next(iter(_logger.handlers))
     wanted = isinstance(handler.formatter, _TextLines) and _logger.isEnabledFor(INFO)
-    if wanted and sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
-        from tqdm import tqdm
+    if not (wanted and sys.stderr.isatty() and importlib.util.find_spec("tqdm")):
+        yield lambda count, **shown: None
+        return
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
-        with tqdm(total=total, unit=f" {unit}", unit_scale=True, leave=False) as bar:
-            yield bar.update
-    else:
-        yield lambda count: None
+    with (
+        logging_redirect_tqdm([_logger]),
+        tqdm(total=total, unit=f" {unit}", unit_scale=True, leave=False, initial=done) as bar,
+    ):
+
+        def advance(count: int, **shown: str) -> None:
+            if shown:
+                bar.set_postfix(shown, refresh=False)
+            bar.update(count)
+
+        yield advance
 
 
 class _TextLines(logging.Formatter):

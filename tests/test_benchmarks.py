@@ -1,8 +1,8 @@
-"""The benchmark of the optimizers runs, and docs/optimizers.md says what it measured."""
+"""The benchmarks run, and docs say what they measured."""
 
 from pathlib import Path
 
-from benchmarks import optimizers
+from benchmarks import optimizers, speed
 from benchmarks.optimizers import Run
 
 TINY = ("data.samples=400", "train.batch_size=100", "train.epochs=2")
@@ -38,3 +38,17 @@ def test_the_page_holds_what_was_measured() -> None:
     assert measured.strip() == optimizers.tables(head, runs)
     assert {run.kind for run in runs} == set(optimizers.KINDS), "measure and draw again"
     assert "(optimizers.svg)" in page
+
+
+def test_the_jobs_speed_is_measured_from_the_real_training() -> None:
+    assert speed.job_speed(8, 800, 0.01, 256) > 0
+
+
+def test_the_tables_of_speed_are_ratios_of_medians() -> None:
+    speeds = {"100 256 job": [4e6, 2e6, 3e6], "100 256 jax": [6e6, 9e6, 5e6]}
+    body = {"machine": "m", "date": "d", "rounds": 3, "flops": 3e10, "bytes": 1e10}
+    said = speed.tables({**body, "speeds": speeds})
+    assert "| 100 | 256 | 0.50 |" in said
+    # Operations of a row: forward 2 (11 100 + 101), weights' gradients as many, delta 2 100.
+    assert speed.flops(100) == 2 * (2 * 1100 + 2 * 101 + 100) == 5004
+    assert "| 100 | 256 | 3.00 (2.00-4.00) | 6.00 (5.00-9.00) | 50% |" in said

@@ -1,11 +1,14 @@
 """What README promises is seen to happen: its transcript, its table, its snippet."""
 
+import fcntl
 import json
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -17,9 +20,10 @@ from .conftest import ROOT, Job
 README = (ROOT / "README.md").read_text()
 
 
-def run_on_a_terminal(command: list[str]) -> tuple[int, list[str]]:
-    """Exit code and the lines that a person sees."""
+def run_on_a_terminal(command: list[str]) -> tuple[int, str]:
+    """Exit code and all that the terminal got, what was written over too."""
     controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JOB", "MAKE", "MFLAGS"))}
     process = subprocess.Popen(
         command, cwd=ROOT, env=kept, stdin=terminal, stdout=terminal, stderr=terminal
@@ -35,16 +39,16 @@ def run_on_a_terminal(command: list[str]) -> tuple[int, list[str]]:
             break
         seen += part
     os.close(controller)
-    return process.wait(), seen.decode().replace("\r\n", "\n").splitlines()
+    return process.wait(), seen.decode().replace("\r\n", "\n")
 
 
 @pytest.fixture(scope="module")
-def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """`make train` as a newcomer runs it, but for the output folder."""
     output = tmp_path_factory.mktemp("default") / "artifacts"
-    code, lines = run_on_a_terminal(["make", "train", f"ARGS=--output {output}"])
-    assert code == 0, "\n".join(lines)
-    return output, [line.replace(str(output), "artifacts") for line in lines]
+    code, seen = run_on_a_terminal(["make", "train", f"ARGS=--output {output}"])
+    assert code == 0, seen
+    return output, seen.replace(str(output), "artifacts")
 
 
 def masked(line: str) -> str:
@@ -54,14 +58,26 @@ def masked(line: str) -> str:
     return re.sub(r"\d[\d,.]*", "#", line)
 
 
-def test_the_transcript_is_what_make_train_prints(default_run: tuple[Path, list[str]]) -> None:
+def test_the_transcript_is_what_make_train_prints(default_run: tuple[Path, str]) -> None:
     block = re.search(r"```console\n\$ make train\n(.*?)```", README, re.DOTALL)
     assert block is not None
     promised = block[1].splitlines()
-    assert [masked(line) for line in default_run[1]] == [masked(line) for line in promised]
+    stays = [line.rpartition("\r")[2] for line in default_run[1].strip("\n").split("\n")]
+    assert [masked(line) for line in stays] == [masked(line) for line in promised]
 
 
-def test_the_transcripts_result_is_the_runs(default_run: tuple[Path, list[str]]) -> None:
+def test_a_bar_shows_epoch_losses_rate_and_remaining_time(
+    default_run: tuple[Path, str],
+) -> None:
+    shown = re.findall(
+        r"\r +\d+%\|.*\| \S+/8\.00M \[\d\d:\d\d<\d\d:\d\d, +\S+ rows/s"
+        r", epoch=3/5, loss=1\.\d+, validation=1\.\d+\]",
+        default_run[1],
+    )
+    assert shown
+
+
+def test_the_transcripts_result_is_the_runs(default_run: tuple[Path, str]) -> None:
     promised = re.search(r"test mse ([\d.]+)", README)
     assert promised is not None
     manifest = json.loads((default_run[0] / "latest" / "manifest.json").read_text())
@@ -73,12 +89,12 @@ def test_the_transcripts_result_is_the_runs(default_run: tuple[Path, list[str]])
 
 
 def test_the_published_default_model_verifies_again(
-    default_run: tuple[Path, list[str]], job: Job
+    default_run: tuple[Path, str], job: Job
 ) -> None:
     assert job("verify", str(default_run[0] / "latest")).returncode == 0
 
 
-def test_the_snippet_loads_the_model(default_run: tuple[Path, list[str]]) -> None:
+def test_the_snippet_loads_the_model(default_run: tuple[Path, str]) -> None:
     block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert block is not None
     code = block[1] + "\nprint(answers.shape)"

@@ -16,7 +16,7 @@ from job import interrupt
 from job.config import Checkpoint, Config
 from job.data import Dataset
 from job.errors import Diverged
-from job.log import event
+from job.log import event, progress
 from job.model import MLP, with_dropout
 from job.optim import make_optimizer
 from job.streams import Purpose, generator, seed_of
@@ -93,9 +93,11 @@ def train(
     trainer = Trainer(model, data, config, device, checkpoints)
     for record in trainer.training.epochs:
         on_epoch(record)
-    while not trainer.done:
-        on_epoch(trainer.train_epoch())
-        trainer.saver.after_epoch(last=trainer.done)
+    total = config.train.epochs * trainer.rows
+    with progress(total, "rows", trainer.training.rows) as advance:
+        while not trainer.done:
+            on_epoch(trainer.train_epoch(advance))
+            trainer.saver.after_epoch(last=trainer.done)
     trainer.take_best()
     return trainer.training
 
@@ -144,16 +146,19 @@ class Trainer:
         stopped = stopping is not None and epochs - self.training.best >= stopping.patience
         return stopped or epochs == self.config.train.epochs
 
-    def train_epoch(self) -> EpochRecord:
-        """The steps of the epoch that are not done yet, and its record."""
+    def train_epoch(self, advance: Callable[..., object]) -> EpochRecord:
+        """The steps of the epoch that are not done yet, and its record; `advance` moves a bar."""
         training, epochs = self.training, self.config.train.epochs
         epoch = len(training.epochs) + 1
         with tf32(self.tf32):
-            self._rest_of_epoch(epoch)
+            self._rest_of_epoch(epoch, advance)
         metrics = evaluate(self.model, self.validation, self.config.train, self.device)
         loss = self.objective.unit * training.loss_sum / self.rows
         lr = float(self.optimizer.param_groups[0]["lr"])
         record = EpochRecord(epoch, training.steps, lr, loss, metrics)
+        advance(
+            0, epoch=f"{epoch}/{epochs}", loss=f"{loss:.4g}", validation=f"{metrics['loss']:.4g}"
+        )
         self._note_if_best(record)
         training.epochs.append(record)
         training.loss_sum = 0.0
@@ -194,7 +199,7 @@ class Trainer:
                 best=best,
             )
 
-    def _rest_of_epoch(self, epoch: int) -> None:
+    def _rest_of_epoch(self, epoch: int, advance: Callable[..., object]) -> None:
         training, size = self.training, self.config.train.batch_size
         batches = _shuffled(self.rows, size, self.config.seed_number, epoch, self.device)
         done = training.steps - (epoch - 1) * self.steps_per_epoch
@@ -210,6 +215,7 @@ class Trainer:
             training.steps += 1
             training.loss_sum += loss * len(rows)
             training.rows += len(rows)
+            advance(len(rows))
             if self.saver.due:
                 training.seconds += time.perf_counter() - stopwatch
                 self.saver.within_epoch()
