@@ -7,6 +7,7 @@ the label of the Job's uid has its older name. One volume, so that the tests run
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,7 +84,7 @@ def apply(image: Image, overlay: str, edit: Callable[[Object], None]) -> None:
             run_id["valueFrom"]["fieldRef"]["fieldPath"] = "metadata.labels['controller-uid']"
         edit(each)
     given = subprocess.run(
-        [f"{os.environ['KUBE']}/kube-downgrade"],
+        [sys.executable, f"{os.environ['KUBE']}/kube-downgrade"],
         input=yaml.safe_dump_all(objects),
         capture_output=True,
         text=True,
