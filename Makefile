@@ -19,7 +19,7 @@ REVISION   := $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>
 	smoke test-in-image k8s-validate k8s-smoke clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z0-9-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
 
 setup: $(READY)  ## make .venv/ from the hash-pinned lock
 
@@ -106,6 +106,12 @@ k8s-validate: $(TOOLS)/.ready  ## check the manifests strictly against Kubernete
 		echo "$$overlay"; \
 		echo "$$built" | $(TOOLS)/bin/python $(KUBE)/kube-validate - || exit 1; \
 	done
+
+k8s-smoke: $(READY)  ## run the job on a real one-node Kubernetes; its first start builds it, 7 to 15 minutes
+	@test -f $(KUBE)/kube-up || { echo "k8s-smoke: there is no $(KUBE)/kube-up, which starts a cluster; \
+	name its folder: make k8s-smoke KUBE=..." >&2; exit 1; }
+	@kubeconfig=$$($(KUBE)/kube-up) && KUBECONFIG=$$kubeconfig KUBE=$(KUBE) \
+		$(VENV)/bin/python -m pytest -m slow -s tests/image/test_cluster.py $(ARGS)
 
 clean:  ## remove .venv/ and caches, never artifacts/
 	rm -rf $(VENV) $(TOOLS) .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -21,7 +21,7 @@ USER 0
 RUN apt-get -qq update && apt-get -qq install --yes --no-install-recommends cron make busybox
 RUN mkdir /mail && printf '#!/bin/sh\\nexec cat > /mail/$$\\n' > /usr/sbin/sendmail \\
     && chmod +x /usr/sbin/sendmail
-ENTRYPOINT ["sh", "-c", "busybox syslogd -O /log && crontab /crontab && exec cron -f -L 4"]
+ENTRYPOINT ["sh", "-c", "busybox syslogd -O /log && crontab /crontab && exec cron -f -L 6"]
 """
 
 
@@ -84,13 +84,16 @@ def tick(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tic
     def inside(command: str) -> str:
         return call("docker", "exec", container, "sh", "-c", command).stdout
 
-    def left() -> bool:
-        published = [list(each.glob("artifacts/latest")) for each in (docker, make)]
-        return all(published) and inside("cat /log").count("failed with exit status") >= 2
+    def over() -> bool:
+        """Have both good lines ended, mail and all, and both bad ones failed?"""
+        log = inside("cat /log").splitlines()
+        ended = [line for line in log if " END " in line and SHORT[0] in line]
+        failed = [line for line in log if "failed with exit status" in line]
+        return len(ended) >= 2 and len(failed) >= 2
 
     try:
         end = time.monotonic() + 300
-        while not left() and time.monotonic() < end:
+        while not over() and time.monotonic() < end:
             time.sleep(1)
         mails = inside("for mail in /mail/*; do cat $mail; printf '\\0'; done").split("\0")[:-1]
         yield Tick(docker, make, mails, inside("cat /log"))
