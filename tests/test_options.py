@@ -61,7 +61,7 @@ def test_it_verifies_and_predicts(whole: Path, tmp_path: Path) -> None:
 
 def test_killed_in_mid_epoch_it_ends_with_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     options = (*OPTIONS, "--output", str(tmp_path))
-    process = disturbed("SIGKILL", "job.train.backprop:update", 17, *options)
+    process = disturbed("SIGKILL", "job.train.step:training_step", 17, *options)
     said = process.communicate()[1]
     assert process.returncode == -signal.SIGKILL, said
     done = run_job("train", *KEYS, *options)
