@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import job
 from job import interrupt, log
-from job.errors import ConfigError, ExitCode, JobError, UsageError, known
+from job.errors import ConfigError, ExitCode, JobError, ProcessLost, UsageError, known
+from job.ranks import of_this_process
 
 if TYPE_CHECKING:
     from job.config import Config
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str], started: float | None = None) -> int:
         # Libraries print where they like; stdout is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
             result: str = options.run(options, time.time() if started is None else started)
-        _print_result(result)
+        if result:
+            _print_result(result)
         return ExitCode.OK
     except Exception as error:  # noqa: BLE001  this is the boundary
         return _fail(known(error) or _defect(error))
@@ -67,25 +69,34 @@ def _fail(error: JobError) -> int:
         for fault in error.faults:
             log.event("fault", fault, level=log.CRITICAL)
         reason = f"{len(error.faults)} faults in the configuration, the first: {error.faults[0]}"
-    return _end(error.code, error.code.name, reason)
+    return _end(error.code, error.code.name, reason, known_elsewhere=isinstance(error, ProcessLost))
 
 
-def _end(code: int, name: str, reason: str, level: int = log.CRITICAL) -> int:
+def _end(
+    code: int, name: str, reason: str, level: int = log.CRITICAL, *, known_elsewhere: bool = False
+) -> int:
     """States code and reason on stderr's last line and in the termination log."""
     reason = " ".join(reason.split())
     log.event("end", f"{name} ({code}): {reason}", level=level, code=int(code), name=name)
-    _write_termination_log(code, name, reason)
+    _write_termination_log(code, name, reason, known_elsewhere=known_elsewhere)
     return code
 
 
-def _write_termination_log(code: int, name: str, reason: str) -> None:
-    """One JSON object of at most 4,096 bytes; best effort, it never changes the code."""
+def _write_termination_log(
+    code: int, name: str, reason: str, *, known_elsewhere: bool = False
+) -> None:
+    """One JSON object of at most 4,096 bytes; best effort, it never changes the code.
+
+    What is `known_elsewhere`, in the process that failed first, does not replace its reason.
+    """
     path = os.environ.get("JOB_TERMINATION_LOG")
     if path is None and os.path.exists(DEFAULT_TERMINATION_LOG):
         path = DEFAULT_TERMINATION_LOG
     if not path:
         return
     entry = {"code": int(code), "name": name, "reason": reason[:600]}
+    if known_elsewhere and os.path.isfile(path) and os.path.getsize(path) > 0:
+        return
     with contextlib.suppress(OSError), open(path, "w") as file:
         file.write(json.dumps(entry) + "\n")
 
@@ -209,15 +220,21 @@ def _load(options: argparse.Namespace) -> "Config":
 
 
 def _train(options: argparse.Namespace, started: float) -> str:
+    ranks = of_this_process()
+    if not ranks.first:
+        log.configure(options.log_format, quiet=True)
     config = _load(options)
     run_id = _run_id(options.run_id)
     from job.clock import Clock
 
     clock = Clock(started)
-    from job.pipeline import run_job
+    from job.pipeline import follow, run_job
 
     clock.stages["import"] = time.time() - started
-    published = run_job(config, run_id, clock)
+    if not ranks.first:
+        follow(config, ranks)
+        return ""  # the first goes on, and tells the end
+    published = run_job(config, run_id, clock, ranks)
     _end(ExitCode.OK, ExitCode.OK.name, f"{published} is published and verified", log.INFO)
     return str(published)
 

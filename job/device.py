@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from job.config import Config
 from job.errors import DeviceError
+from job.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ class Device:
     reason: str
     threads: int
     threads_reason: str
+    world_size: int = 1  # processes that train together, each on such a device
 
     @property
     def torch(self) -> "torch.device":
@@ -36,25 +38,27 @@ class Device:
         return torch.device("cpu") if self.type == "cpu" else torch.device("cuda", self.index)
 
 
-def choose_device(config: Config) -> Device:
-    """The device that `config.device` asks for, after one real operation on it.
+def choose_device(config: Config, ranks: Ranks | None = None) -> Device:
+    """The device that `config.device` asks for, after one real operation on it; of several
+    processes on one machine each has a CUDA device of its own.
 
     Raises:
         DeviceError: CUDA was asked for by name and does not work here.
     """
-    threads, threads_reason = choose_threads(config)
+    ranks = ranks or Ranks()
+    threads = (*choose_threads(config, ranks.local_size), ranks.size)
     if config.device == "cpu":
-        return Device("cpu", 0, cpu_name(), "asked for", threads, threads_reason)
-    index = int(config.device.partition(":")[2] or 0)
+        return Device("cpu", 0, cpu_name(), "asked for", *threads)
+    index = int(config.device.partition(":")[2] or ranks.local_rank)
     trouble = cuda_trouble(index)
     if trouble is None:
         import torch
 
         reason = "CUDA works here" if config.device == "auto" else "asked for"
         name = torch.cuda.get_device_name(index)
-        return Device("cuda", index, name, reason, threads, threads_reason)
+        return Device("cuda", index, name, reason, *threads)
     if config.device == "auto":
-        return Device("cpu", 0, cpu_name(), f"no CUDA: {trouble}", threads, threads_reason)
+        return Device("cpu", 0, cpu_name(), f"no CUDA: {trouble}", *threads)
     raise DeviceError(
         f"device {config.device} is not available: {trouble}; set device: auto or cpu"
     )
@@ -87,11 +91,11 @@ def cuda_trouble(index: int) -> str | None:
         return f"a test operation failed: {str(error).splitlines()[0]}"
 
 
-def choose_threads(config: Config) -> tuple[int, str]:
+def choose_threads(config: Config, processes: int = 1) -> tuple[int, str]:
     """CPU threads and the reason.
 
     The rule: what the config says; else one thread while every hidden layer is narrower than
-    `WIDE`; else the container's CPU limit, rounded down.
+    `WIDE`; else the container's CPU limit, divided by the processes on this machine, rounded down.
     """
     if config.threads != "auto":
         return config.threads, "asked for"
@@ -99,7 +103,8 @@ def choose_threads(config: Config) -> tuple[int, str]:
     if width < WIDE:
         return 1, f"the widest layer has {width} units, fewer than {WIDE}"
     limit = cpu_limit()
-    return max(1, int(limit)), f"the CPU limit is {limit:g}"
+    shared = f", for {processes} processes" if processes > 1 else ""
+    return max(1, int(limit / processes)), f"the CPU limit is {limit:g}{shared}"
 
 
 def cpu_limit() -> float:
@@ -174,6 +179,8 @@ def prepare_torch(device: Device) -> None:
     import torch
 
     torch.set_num_threads(device.threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     torch.set_float32_matmul_precision("highest")

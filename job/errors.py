@@ -8,6 +8,7 @@
       OutOfMemory            71  host or device memory is not enough
       OutputError            73  the output cannot be created
       ReadWriteError         74  reading or writing failed
+        ProcessLost          74  another process of this run is gone
       Interrupted            75  stopped by a signal, state saved
       NoPermission           77  the operating system refused
       ConfigError            78  the content of job.yaml, an override or an environment key
@@ -90,6 +91,10 @@ class ReadWriteError(JobError):
     """Reading or writing failed, the disk is full, or another run held this work too long."""
 
     code = ExitCode.IO
+
+
+class ProcessLost(ReadWriteError):
+    """Another process of this run is gone or does not answer; its own reason is the better one."""
 
 
 class Interrupted(JobError):

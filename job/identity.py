@@ -6,11 +6,14 @@ import json
 import platform
 import re
 import secrets
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import job
 from job.config import Config
+from job.device import Device
 from job.errors import UsageError
 
 LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy", "safetensors")
@@ -24,8 +27,20 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "job": job.__version__, **found}
 
 
-def fingerprint(config: Config, device_type: str, threads: int) -> str:
-    """SHA-256 of all that decides the model's bytes: equal fingerprints, equal models.
+@dataclass(frozen=True)
+class Identity:
+    """What a run is known by: SHA-256 of all that decides the model's bytes.
+
+    `training` leaves out what decides their rounding alone, the processes and their threads.
+    """
+
+    fingerprint: str
+    training: str
+    world_size: int
+
+
+def identify(config: Config, device: Device) -> Identity:
+    """Equal fingerprints, equal models.
 
     But for `seed: run`, which first must be resolved: a run's fingerprint is that of its number.
     """
@@ -36,10 +51,13 @@ def fingerprint(config: Config, device_type: str, threads: int) -> str:
         ),
         "sources": _sources(),
         "versions": versions(),
-        "device": device_type,
-        "threads": threads,
-        "world_size": 1,
+        "device": device.type,
     }
+    processes = {"threads": device.threads, "world_size": device.world_size}
+    return Identity(_digest(facts | processes), _digest(facts), device.world_size)
+
+
+def _digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

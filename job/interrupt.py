@@ -60,6 +60,12 @@ def requested() -> bool:
     return bool(_noted or _counted)
 
 
+def note() -> None:
+    """Takes another process's word that a signal has come."""
+    if not requested():
+        _noted.append(signal.SIGTERM)
+
+
 def check() -> None:
     """Called wherever the job can stop.
 

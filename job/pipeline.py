@@ -1,50 +1,78 @@
 """The job, told in the order in which it happens."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from job import interrupt, record
 from job.artifacts import batches_to_verify, write_artifacts
 from job.clock import Clock
 from job.config import Config
-from job.data import file_sha256, load_data
+from job.data import Dataset, file_sha256, load_data
 from job.device import Device, choose_device, memory_limit, prepare_torch
 from job.errors import Verdict
-from job.identity import fingerprint, new_run_id
+from job.identity import Identity, identify, new_run_id
 from job.model import build_model
 from job.preflight import preflight_in_child
 from job.publish import Run, claim, leave_evidence, prepare_output, publish
 from job.quality import require_quality
+from job.ranks import Ranks, joined
 from job.train import evaluate, predict, train
 from job.verify import verify_in_fresh_process
 
 
-def run_job(config: Config, run_id: str | None, clock: Clock) -> Path:
+def run_job(config: Config, run_id: str | None, clock: Clock, ranks: Ranks | None = None) -> Path:
     """Trains, exports, verifies and publishes; returns the published folder.
 
     Raises:
         JobError: whatever kept the run from being published; its class says what.
     """
-    output = Path(config.output.dir)
+    ranks = ranks or Ranks()
+    with _on_device(config, ranks) as device:
+        return _run(config, run_id, clock, device, ranks)
+
+
+def follow(config: Config, ranks: Ranks) -> None:
+    """What every process but the first does: the same rows and model, its share of each batch.
+
+    Raises:
+        JobError: whatever ended the training; its class says what.
+    """
+    with _on_device(config, ranks) as device:
+        resolved: Config | None = ranks.from_first(lambda: None)
+        if resolved is not None:  # else the run is published already
+            data = _data(resolved, ranks)
+            model = build_model(resolved, data.training.x, data.training.y, len(data.classes))
+            train(model, data, resolved, device.torch, Path(), lambda _: None, ranks)
+
+
+@contextmanager
+def _on_device(config: Config, ranks: Ranks) -> Iterator[Device]:
     interrupt.check()
-    device = choose_device(config)
+    ranks.require_multiple(config.train.batch_size)
+    device = choose_device(config, ranks)
     prepare_torch(device)
+    with joined(ranks, device.type):
+        yield device
+
+
+def _run(config: Config, run_id: str | None, clock: Clock, device: Device, ranks: Ranks) -> Path:
+    output = Path(config.output.dir)
     prepare_output(output, config.output.keep)
     if config.data.kind == "file" and config.data.sha256 is None:
         config = config.with_sha256(file_sha256(config.data, memory_limit()))
 
-    def identify(config: Config) -> str:
-        return fingerprint(config, device.type, device.threads)
-
-    with claim(
-        output, run_id, lambda name: identify(config.for_run(name)), new_run_id(identify(config))
-    ) as run:
+    new_id = new_run_id(identify(config, device).fingerprint)
+    with claim(output, run_id, lambda name: identify(config.for_run(name), device), new_id) as run:
         config = config.for_run(run.id)
-        if run.published.exists():
+        published = run.published.exists()
+        ranks.from_first(lambda: None if published else config)
+        if published:
             record.say_published_before(run)
         else:
             record.say_start(run, device, config)
             try:
-                _make(run, config, device, identify(config), clock)
+                _make(run, config, device, identify(config, device), clock, ranks)
             except Verdict as verdict:
                 record.write_failure(run, config, verdict)
                 leave_evidence(run, config.output.keep)
@@ -52,7 +80,14 @@ def run_job(config: Config, run_id: str | None, clock: Clock) -> Path:
     return run.published
 
 
-def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock) -> None:
+def _data(config: Config, ranks: Ranks) -> Dataset:
+    memory = memory_limit() // ranks.local_size
+    return load_data(config.data, config.seed_number, memory, config.train.task)
+
+
+def _make(
+    run: Run, config: Config, device: Device, identity: Identity, clock: Clock, ranks: Ranks
+) -> None:
     """preflight -> data -> model -> train -> export -> verify -> report -> publish."""
     with clock.stage("preflight"):
         if not run.checkpoints.exists():  # an earlier attempt has passed it
@@ -60,12 +95,12 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
             record.say_preflight()
 
     with clock.stage("data"):
-        data = load_data(config.data, config.seed_number, memory_limit(), config.train.task)
+        data = _data(config, ranks)
 
     with clock.stage("train"):
         model = build_model(config, data.training.x, data.training.y, len(data.classes))
         training = train(
-            model, data, config, device.torch, run.checkpoints, record.epoch_writer(run)
+            model, data, config, device.torch, run.checkpoints, record.epoch_writer(run), ranks
         )
         test = evaluate(model, data.test, config.train, device.torch)
         record.say_if_memorising(training, data, config)
@@ -74,7 +109,7 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
     with clock.stage("export"):
         batches = batches_to_verify(config, data)
         reference = write_artifacts(
-            model, data, config, device.torch, run.staging, identity, batches
+            model, data, config, device.torch, run.staging, identity.fingerprint, batches
         )
 
     with clock.stage("verify"):
@@ -84,7 +119,7 @@ def _make(run: Run, config: Config, device: Device, identity: str, clock: Clock)
 
     with clock.stage("report"):
         facts = record.manifest_fields(
-            run, config, device, identity, data, training, test, verification, batches
+            run, config, device, identity.fingerprint, data, training, test, verification, batches
         )
         record.write_config(run, config)
         shown = data.test[: record.ROWS_SHOWN]

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from job.errors import (
     ReadWriteError,
     Verdict,
 )
+from job.identity import Identity
 from job.log import WARNING, event
 from job.manifest import CONTRACT, MANIFEST, file_entries, read_manifest, write_manifest
 
@@ -80,17 +81,17 @@ class Run:
         return self.output / "failed" / self.id
 
 
-# In a work folder: {"fingerprint": hex, "attempts": int}. Without it there is nothing to resume.
+# In a work folder: an Identity and "attempts". Without it there is nothing to resume.
 STATE = "run.json"
 
 
 @contextmanager
 def claim(
-    output: Path, run_id: str | None, fingerprint: Callable[[str], str], new_id: str
+    output: Path, run_id: str | None, identify: Callable[[str], Identity], new_id: str
 ) -> Iterator[Run]:
     """Holds a run for this process alone: that of `run_id`, or without one the newest unfinished
-    run of this fingerprint that nobody holds, or else a new one called `new_id`. `fingerprint` is
-    that of a run by its id, on which the seed may depend.
+    run of this fingerprint that nobody holds, or else a new one called `new_id`. `identify` tells
+    the identity of a run by its id, on which the seed may depend.
 
     Its work folder stays when the run is cut off, and goes once it is published or judged.
 
@@ -100,13 +101,13 @@ def claim(
         ReadWriteError: another process held the id too long, or took this one's folder away.
         Interrupted: a signal came while another process held it.
     """
-    with _lock_run(output, run_id, fingerprint, new_id) as name:
+    with _lock_run(output, run_id, identify, new_id) as name:
         run = Run(output, name, attempt=secrets.token_hex(4))
         if run.published.exists():
-            require_same(run, fingerprint(name))
+            require_same(run, identify(name).fingerprint)
             yield run
         else:
-            resumed = _begin(run, fingerprint(name))
+            resumed = _begin(run, identify(name))
             try:
                 yield replace(run, resumed=resumed)
             except Interrupted:
@@ -128,12 +129,12 @@ def claim(
 
 @contextmanager
 def _lock_run(
-    output: Path, run_id: str | None, fingerprint: Callable[[str], str], new_id: str
+    output: Path, run_id: str | None, identify: Callable[[str], Identity], new_id: str
 ) -> Iterator[str]:
     """Holds the lock of the run that is to be made, and says its id."""
     if run_id is None:
         for folder in unfinished(output):
-            lock, wanted = _locks(output) / folder.name, fingerprint(folder.name)
+            lock, wanted = _locks(output) / folder.name, identify(folder.name).fingerprint
             if _state(folder).get("fingerprint") != wanted:
                 continue
             if (held := _try_lock(lock)) is not None:
@@ -149,12 +150,23 @@ def _lock_run(
         yield name
 
 
-def _begin(run: Run, fingerprint: str) -> int:
+def _begin(run: Run, identity: Identity) -> int:
     """Makes or continues the work folder; how many attempts there were before."""
     state = _state(run.work)
+    world_size = state.get("world_size", identity.world_size)
     if not state:
         remove_folder(run.work)
-    elif state["fingerprint"] != fingerprint:
+    elif state.get("training") == identity.training and world_size != identity.world_size:
+        event(
+            "world_size",
+            f"the run was begun with {world_size} processes and goes on with "
+            f"{identity.world_size}: the model's bytes may differ from those that either would "
+            f"have made alone, since gradients are added up in another order",
+            level=WARNING,
+            begun=world_size,
+            now=identity.world_size,
+        )
+    elif state["fingerprint"] != identity.fingerprint:
         raise ConfigError(
             [
                 f"run id {run.id} was begun with another configuration, version or device; choose "
@@ -165,7 +177,7 @@ def _begin(run: Run, fingerprint: str) -> int:
         remove_folder(left)
     run.staging.mkdir(parents=True)
     attempts = state.get("attempts", 0)
-    entry = {"fingerprint": fingerprint, "attempts": attempts + 1}
+    entry = {**asdict(identity), "attempts": attempts + 1}
     write_file(run.work / STATE, json.dumps(entry).encode())
     return int(attempts)
 

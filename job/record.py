@@ -160,13 +160,14 @@ def manifest_fields(
             "samples_per_second": training.samples_per_second,
             "optimizer": config.train.optimizer.name,
             "resumed": run.resumed,
+            "rows_by_rank": training.rows_by_rank,  # of one epoch
         },
         "device": {
             "type": device.type,
             "name": device.name,
             "reason": device.reason,
             "threads": device.threads,
-            "world_size": 1,
+            "world_size": device.world_size,
         },
         "verification": {
             "passed": True,

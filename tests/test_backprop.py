@@ -87,7 +87,7 @@ def test_the_gradient_of_every_layer_is_autograds(
         exact(x[batch].double()), y[batch] if y.ndim == 1 else y[batch].double()
     )
     expected.backward()
-    got = Backpropagation(plain, x, y).differentiate(batch)
+    got = Backpropagation(plain, x, y).differentiate(batch, len(batch))
     assert got == pytest.approx(expected.item(), rel=1e-6)
     for mine, its in zip(plain.parameters(), exact.parameters(), strict=True):
         assert mine.grad is not None
@@ -101,9 +101,9 @@ def test_a_batch_is_the_rows_of_these_numbers_whatever_was_before() -> None:
     x, y = rows((7, 30, 3), "mse")
     used, new = (Backpropagation(network((7, 30, 3)), x, y) for _ in range(2))
     for size in (N, 5, BLOCK, 1):
-        used.differentiate(torch.randperm(N)[:size])
+        used.differentiate(torch.randperm(N)[:size], size)
     batch = torch.randperm(N)[:5]
-    assert used.differentiate(batch) == new.differentiate(batch)
+    assert used.differentiate(batch, 5) == new.differentiate(batch, 5)
     assert torch.equal(used.gradient, new.gradient)
 
 

@@ -94,7 +94,9 @@ def test_the_configmap_is_made_from_the_shipped_job_yaml() -> None:
     assert (KUBERNETES / "base" / "job.yaml").read_bytes() == (ROOT / "job.yaml").read_bytes()
 
 
-@pytest.mark.parametrize(("overlay", "kind"), [("cpu", "cpu"), ("gpu", "cuda")])
+@pytest.mark.parametrize(
+    ("overlay", "kind"), [("cpu", "cpu"), ("gpu", "cuda"), ("distributed", "cpu")]
+)
 def test_an_overlays_image_is_the_one_that_make_builds(overlay: str, kind: str) -> None:
     [image] = load(KUBERNETES / "overlays" / overlay / "kustomization.yaml")["images"]
     assert f"job:{image['newTag']}" == f"job:{job.__version__}-{kind}"

@@ -21,6 +21,7 @@ import os, sys, time
 from datetime import UTC, datetime
 from pathlib import Path
 from job.errors import JobError
+from job.identity import Identity
 from job.manifest import sha256_of
 from job.publish import claim, prepare_output, publish
 output, own, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -30,7 +31,7 @@ for number in range(rounds):
     run_id = f"run{number}{own}"
     try:
         prepare_output(output, 1000)
-        with claim(output, run_id, lambda _: "f" * 64, "new") as run:
+        with claim(output, run_id, lambda _: Identity("f" * 64, "", 1), "new") as run:
             if run.published.exists():
                 print(run_id, "found")
                 continue

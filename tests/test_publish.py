@@ -25,6 +25,7 @@ from job.errors import (
     QualityUnmet,
     ReadWriteError,
 )
+from job.identity import Identity
 from job.manifest import read_manifest, sha256_of
 from job.publish import Run, leave_evidence, prepare_output, publish
 
@@ -35,7 +36,7 @@ def claim(
     output: Path, run_id: str | None, fingerprint: str, new_id: str
 ) -> AbstractContextManager[Run]:
     """Of runs whose fingerprint does not depend on their ids."""
-    return publishing.claim(output, run_id, lambda _: fingerprint, new_id)
+    return publishing.claim(output, run_id, lambda _: Identity(fingerprint, fingerprint, 1), new_id)
 
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -220,10 +221,11 @@ def test_evidence_holds_no_model_and_only_the_last_stay(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
+from job.identity import Identity
 from job.publish import claim, prepare_output
 output = Path(sys.argv[1])
 prepare_output(output, 5)
-with claim(output, "one", lambda _: "f" * 64, "new") as run:
+with claim(output, "one", lambda _: Identity("f" * 64, "", 1), "new") as run:
     (run.staging / "model.onnx").write_text("half")
     print("held", flush=True)
     time.sleep(600)

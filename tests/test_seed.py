@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from job.config import Config, load_config
-from job.identity import fingerprint
+from job.device import choose_device
+from job.identity import identify
 
 from .conftest import run_job
 from .test_job import FILES
 from .test_resume import KEYS, disturbed, manifest_of
+
+DEVICE = choose_device(load_config(None, ["device=cpu"]))
 
 
 def test_the_run_id_gives_the_seed() -> None:
@@ -32,8 +35,8 @@ def test_a_seed_that_is_a_number_is_every_runs() -> None:
 def test_a_runs_fingerprint_is_that_of_its_number() -> None:
     config = load_config(None, ["seed=run"])
     number = load_config(None, [f"seed={config.for_run('one').seed}"])
-    assert fingerprint(config.for_run("one"), "cpu", 1) == fingerprint(number, "cpu", 1)
-    prints = {fingerprint(c, "cpu", 1) for c in (config, number, config.for_run("two"))}
+    assert identify(config.for_run("one"), DEVICE) == identify(number, DEVICE)
+    prints = {identify(c, DEVICE).fingerprint for c in (config, number, config.for_run("two"))}
     assert len(prints) == 3
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from job.config import Config
 from job.optim import update
+from job.ranks import Ranks
 from job.train.step import clip, require_finite
 
 # Rows at once: the fastest of 128 to 4096 at widths 100 to 2048 (docs/performance.md).
@@ -97,9 +98,14 @@ class Backpropagation:
     """
 
     def __init__(
-        self, network: nn.Sequential, x: Tensor, y: Tensor, grad_clip: float | None = None
+        self,
+        network: nn.Sequential,
+        x: Tensor,
+        y: Tensor,
+        grad_clip: float | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.network, self.grad_clip = network, grad_clip
+        self.network, self.grad_clip, self.ranks = network, grad_clip, ranks or Ranks()
         self.linear = [layer for layer in network if isinstance(layer, nn.Linear)]
         activation = type(network[1]) if len(network) > 1 else nn.ReLU
         self.forward, self.backward = _FORWARD[activation], _BACKWARD[activation]
@@ -129,7 +135,8 @@ class Backpropagation:
         Raises:
             Diverged: the loss or a gradient is not finite; the weights are as before.
         """
-        loss = self.differentiate(rows)
+        loss = self.differentiate(self.ranks.share(rows), len(rows))
+        loss = self.ranks.sum([self.gradient], loss)
         # A sum of squares may overflow where every gradient is finite: then each is looked at.
         if not math.isfinite(loss + torch.dot(self.gradient, self.gradient).item()):
             require_finite(loss, self.network)
@@ -138,10 +145,10 @@ class Backpropagation:
         update(optimizer, self.flat, loss)
         return loss
 
-    def differentiate(self, rows: Tensor) -> float:
-        """The mean loss over these rows; its gradient is left in the network's parameters."""
-        batch = len(rows)
-        if batch <= BLOCK:
+    def differentiate(self, rows: Tensor, batch: int) -> float:
+        """What these rows are of the mean loss over a batch of so many; the gradient of that is
+        left in the network's parameters."""
+        if len(rows) <= BLOCK:
             return self._add(rows, batch, first=True)
         parts = enumerate(torch.split(rows, BLOCK))
         return sum(self._add(part, batch, first=i == 0) for i, part in parts)

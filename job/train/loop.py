@@ -19,6 +19,7 @@ from job.errors import Diverged
 from job.log import event, progress
 from job.model import MLP, with_dropout
 from job.optim import make_optimizer
+from job.ranks import Ranks
 from job.streams import Purpose, generator, seed_of
 from job.train.backprop import Backpropagation, why_autograd
 from job.train.checkpoint import load_checkpoint, save_checkpoint
@@ -55,6 +56,7 @@ class Training:
     steps: int = 0
     loss_sum: float = 0.0  # over the rows of the epoch that is under way
     rows: int = 0
+    rows_by_rank: list[int] = field(default_factory=list)  # of an epoch, those each process takes
     seconds: float = 0.0  # shuffling, gathering and steps; no evaluation, no checkpoints
 
     @property
@@ -79,18 +81,20 @@ def train(
     device: torch.device,
     checkpoints: Path,
     on_epoch: Callable[[EpochRecord], None],
+    ranks: Ranks | None = None,
 ) -> Training:
     """Trains `model` in place on the training rows; it ends on `device`, in eval mode.
 
     Goes on from the newest checkpoint in the folder `checkpoints`, if there is one, and leaves
     its own there; the last is that of the end. `on_epoch` is called with the record of each epoch
-    as it ends, those that an earlier attempt made included.
+    as it ends, those that an earlier attempt made included. Of several `ranks`, all of which call
+    this alike, only the first reads and leaves checkpoints.
 
     Raises:
         Diverged: a loss or a gradient was not finite; names epoch and step.
         Interrupted: a signal has come; the state is saved.
     """
-    trainer = Trainer(model, data, config, device, checkpoints)
+    trainer = Trainer(model, data, config, device, checkpoints, ranks or Ranks())
     for record in trainer.training.epochs:
         on_epoch(record)
     total = config.train.epochs * trainer.rows
@@ -106,9 +110,16 @@ class Trainer:
     """A model on its way: what its steps need, on the device, and how far it is."""
 
     def __init__(
-        self, model: MLP, data: Dataset, config: Config, device: torch.device, checkpoints: Path
+        self,
+        model: MLP,
+        data: Dataset,
+        config: Config,
+        device: torch.device,
+        checkpoints: Path,
+        ranks: Ranks,
     ) -> None:
         self.config, self.device, self.validation = config, device, data.validation
+        self.ranks = ranks
         self.model = model.to(device)
         self.objective = Objective(config.train, model)
         self.rows = len(data.training.x)
@@ -118,8 +129,13 @@ class Trainer:
         self.tf32 = config.train.precision == "tf32"
         if self.tf32:
             say_if_tf32_is_float32(device)
-        self.saver = Saver(checkpoints, config.train.checkpoint, model, self.optimizer)
+        self.saver = Saver(checkpoints, config.train.checkpoint, model, self.optimizer, ranks)
         self.training = self.saver.training
+        shares = [
+            ranks.shares(len(b))
+            for b in torch.split(torch.arange(self.rows), config.train.batch_size)
+        ]
+        self.training.rows_by_rank = [sum(rows) for rows in zip(*shares, strict=True)]
 
     def _engine(self, data: Dataset) -> Backpropagation | Autograd:
         """What takes the steps; holds the training rows, standardised, on the device."""
@@ -129,7 +145,7 @@ class Trainer:
             y = self.objective.targets(torch.from_numpy(data.training.y).to(device))
         reason = why_autograd(config, device)
         if reason is None:
-            return Backpropagation(network, x, y, config.train.grad_clip)
+            return Backpropagation(network, x, y, config.train.grad_clip, self.ranks)
         event("autograd", f"torch.autograd computes the gradients, since {reason}", reason=reason)
         return Autograd(
             with_dropout(network, config.model.dropout),
@@ -138,6 +154,7 @@ class Trainer:
             y,
             grad_clip=config.train.grad_clip,
             bfloat16=config.train.precision == "bfloat16",
+            ranks=self.ranks,
         )
 
     @property
@@ -152,7 +169,9 @@ class Trainer:
         epoch = len(training.epochs) + 1
         with tf32(self.tf32):
             self._rest_of_epoch(epoch, advance)
-        metrics = evaluate(self.model, self.validation, self.config.train, self.device)
+        metrics = self.ranks.from_first(
+            lambda: evaluate(self.model, self.validation, self.config.train, self.device)
+        )
         loss = self.objective.unit * training.loss_sum / self.rows
         lr = float(self.optimizer.param_groups[0]["lr"])
         record = EpochRecord(epoch, training.steps, lr, loss, metrics)
@@ -232,7 +251,8 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = config.optimizer.lr * factor
         if self.config.model.dropout > 0:  # torch.nn.Dropout draws from torch's own generator
-            torch.manual_seed(seed_of(self.config.seed_number, Purpose.DROPOUT, step))
+            mask = step * self.ranks.size + self.ranks.rank
+            torch.manual_seed(seed_of(self.config.seed_number, Purpose.DROPOUT, mask))
         return self.engine.step(rows, self.optimizer)
 
 
@@ -246,9 +266,15 @@ class Saver:
     """The state of a training: restores it, decides when a checkpoint is due, and writes it."""
 
     def __init__(
-        self, folder: Path, config: Checkpoint, model: MLP, optimizer: torch.optim.Optimizer
+        self,
+        folder: Path,
+        config: Checkpoint,
+        model: MLP,
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks,
     ) -> None:
         self.folder, self.config, self.model, self.optimizer = folder, config, model, optimizer
+        self.ranks = ranks
         self.training = Training()
         self.best: dict[str, Tensor] = {}  # the network's weights after the best epoch
         self.last = time.monotonic()
@@ -259,7 +285,7 @@ class Saver:
         """Is a checkpoint wanted now, in the middle of an epoch?"""
         seconds = self.config.every_seconds
         late = seconds is not None and time.monotonic() - self.last >= seconds
-        return late or interrupt.requested()
+        return late or self.ranks.stopping
 
     def note_best(self) -> None:
         """Keeps a copy of the network's weights."""
@@ -272,7 +298,7 @@ class Saver:
             Interrupted: a signal has asked for it.
         """
         self._save()
-        interrupt.check()
+        self._check()
 
     def after_epoch(self, *, last: bool) -> None:
         """Saves where the epoch's number or the time says so, and after the last.
@@ -283,21 +309,26 @@ class Saver:
         every = self.config.every
         if last or self.due or (every is not None and len(self.training.epochs) % every == 0):
             self._save()
-        interrupt.check()
+        self._check()
+
+    def _check(self) -> None:
+        if self.ranks.stopping:  # of several processes none may stop alone
+            interrupt.check()
 
     def _save(self) -> None:
-        state = {
-            "network": self.model.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "training": asdict(self.training),
-            "best": self.best,
-        }
-        save_checkpoint(self.folder, self.training.steps, state)
+        if self.ranks.first:
+            state = {
+                "network": self.model.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "training": asdict(self.training),
+                "best": self.best,
+            }
+            save_checkpoint(self.folder, self.training.steps, state)
         self.last = time.monotonic()
 
     def _restore(self) -> None:
         """Puts all where the newest checkpoint left it, if there is one."""
-        state = load_checkpoint(self.folder)
+        state = self.ranks.from_first(lambda: load_checkpoint(self.folder))
         if state is None:
             return
         self.model.network.load_state_dict(state["network"])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from job.errors import Diverged
+from job.ranks import Ranks
 
 
 def training_step(
@@ -20,11 +21,14 @@ def training_step(
     *,
     grad_clip: float | None = None,
     bfloat16: bool = False,
+    ranks: Ranks | None = None,
+    weight: float = 1.0,
 ) -> float:
     """Forward, backward, update on x (B, F), y (B, O); the mean loss over the batch.
 
     `grad_clip` is the norm to which the gradients are clipped, all together; `bfloat16` lets
-    torch.autocast compute the layers in it, from float32 weights.
+    torch.autocast compute the layers in it, from float32 weights. Of several `ranks` each gives
+    its part of the batch, empty for one, and the `weight` of that in the mean.
 
     Raises:
         Diverged: the loss or a gradient is not finite; the weights are as before.
@@ -32,9 +36,12 @@ def training_step(
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
         answer = network(x)
-    loss: Tensor = loss_function(answer.float(), y)
+    # The mean of no rows would be NaN.
+    mean: Tensor = loss_function(answer.float(), y) if len(x) else answer.float().sum()
+    loss = mean * weight
     loss.backward()  # type: ignore[no-untyped-call]
-    value = loss.item()
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    value = (ranks or Ranks()).sum(gradients, loss.item())
     require_finite(value, network)
     if grad_clip is not None:
         clip(network, grad_clip)
@@ -54,9 +61,13 @@ class Autograd:
         *,
         grad_clip: float | None,
         bfloat16: bool,
+        ranks: Ranks | None = None,
     ) -> None:
         self.network, self.loss_function, self.x, self.y = network.train(), loss_function, x, y
-        self.grad_clip, self.bfloat16 = grad_clip, bfloat16
+        self.grad_clip, self.bfloat16, self.ranks = grad_clip, bfloat16, ranks or Ranks()
+        # A weighted loss is a weighted mean: of each row what its class weighs.
+        weights = getattr(loss_function, "weight", None)
+        self.weights = None if weights is None else weights[y]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -64,16 +75,22 @@ class Autograd:
         return list(self.network.parameters())
 
     def step(self, rows: Tensor, optimizer: torch.optim.Optimizer) -> float:
-        """`training_step` on the rows of these numbers (B,)."""
+        """`training_step` on this process's share of the rows of these numbers (B,)."""
+        share = self.ranks.share(rows)
         return training_step(
             self.network,
             self.loss_function,
             optimizer,
-            self.x[rows],
-            self.y[rows],
+            self.x[share],
+            self.y[share],
             grad_clip=self.grad_clip,
             bfloat16=self.bfloat16,
+            ranks=self.ranks,
+            weight=1.0 if self.ranks.size == 1 else self._weight(share) / self._weight(rows),
         )
+
+    def _weight(self, rows: Tensor) -> float:
+        return len(rows) if self.weights is None else float(self.weights[rows].sum())
 
     def release(self) -> None:
         """Drops the gradients."""

@@ -1,0 +1,335 @@
+"""Several processes train as one: torchrun itself, with real processes, signals and kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job.errors import ConfigError
+from job.ranks import Ranks, ranks_of
+
+from .conftest import ROOT, run_job
+from .test_resume import events, manifest_of
+
+# 3200 rows to train on: 8 batches of 384 an epoch and one of 128, which 3 processes share unevenly.
+KEYS = ("data.samples=4000", "train.epochs=2", "train.batch_size=384", "device=cpu", "threads=1")
+# Steps enough to meet the training in the middle.
+LONG = ("data.samples=400000", "train.epochs=50", "train.checkpoint={every_seconds: 0.2}")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
+
+
+@contextmanager
+def torchrun(
+    folder: Path, processes: int, *arguments: str, options: tuple[str, ...] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """The job under torchrun, with its streams in files of `folder`; gone afterwards."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("JOB")}
+    with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
+        process = subprocess.Popen(
+            [
+                *TORCHRUN,
+                f"--nproc-per-node={processes}",
+                "--standalone",
+                *options,
+                *("-m", "job", "train", *KEYS, *arguments, "--output", str(folder / "output")),
+            ],
+            cwd=ROOT,
+            env={**kept, "JOB_TERMINATION_LOG": str(folder / "termination")},
+            stdout=out,
+            stderr=err,
+            text=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for pid in children(process.pid):
+                os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+
+
+def run(folder: Path, processes: int, *arguments: str) -> int:
+    folder.mkdir(exist_ok=True)
+    with torchrun(folder, processes, *arguments) as process:
+        return process.wait(timeout=300)
+
+
+def said(folder: Path) -> list[dict[str, Any]]:
+    """The job's own events; torchrun's words stand between them."""
+    lines = (folder / "err").read_text().splitlines()
+    return events("\n".join(line for line in lines if line.startswith('{"time"')))
+
+
+def termination(folder: Path) -> dict[str, Any]:
+    entry: dict[str, Any] = json.loads((folder / "termination").read_text())
+    return entry
+
+
+def curve(run: Path) -> list[tuple[float, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["training_loss"], line["validation"]["loss"]) for line in lines]
+
+
+def eventually(seen: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not seen():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def worker(process: subprocess.Popen[str], rank: int) -> int:
+    """The process id of that rank."""
+    for pid in children(process.pid):
+        if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            return pid
+    raise AssertionError(f"no rank {rank}")
+
+
+def checkpointed(folder: Path) -> bool:
+    return any((folder / "output" / "work" / "runs").glob("one/checkpoints/[0-9]*"))
+
+
+def test_three_processes_publish_what_one_would(tmp_path: Path) -> None:
+    assert run(tmp_path / "three", 3, "--run-id", "one") == 0
+    published = tmp_path / "three" / "output" / "runs" / "one"
+    assert (tmp_path / "three" / "out").read_text() == f"{published}\n"
+    manifest = manifest_of(published)
+    assert manifest["device"]["world_size"] == 3
+    # 8 times 128 and of the last 128 rows 43, 43 and 42.
+    assert manifest["training"]["rows_by_rank"] == [1067, 1067, 1066]
+    assert run_job("verify", str(published)).returncode == 0
+    names = [entry["event"] for entry in said(tmp_path / "three")]
+    assert names.count("epoch") == 2  # the others say nothing
+    assert names.count("published") == 1
+    assert termination(tmp_path / "three")["code"] == 0
+    assert run(tmp_path / "three", 3, "--run-id", "one") == 0
+    assert said(tmp_path / "three")[0]["event"] == "published_before"
+
+    alone = run_job("train", *KEYS, "--output", str(tmp_path / "alone"), "--run-id", "one")
+    assert alone.returncode == 0
+    single = tmp_path / "alone" / "runs" / "one"
+    assert manifest_of(single)["training"]["rows_by_rank"] == [3200]
+    assert manifest_of(single)["fingerprint"] != manifest["fingerprint"]
+    for got, wanted in zip(curve(published), curve(single), strict=True):
+        assert got == pytest.approx(wanted, rel=1e-4)
+
+
+CURVES = """
+import json, sys
+import torch
+from pathlib import Path
+from job.config import load_config
+from job.data import load_data
+from job.model import build_model
+from job.ranks import joined, of_this_process
+from job.train import train
+torch.set_num_threads(1)
+ranks = of_this_process()
+with joined(ranks, "cpu"):
+    for number, keys in enumerate(json.loads(sys.argv[2])):
+        config = load_config(None, keys)
+        data = load_data(config.data, 0, 2**33, config.train.task)
+        model = build_model(config, data.training.x, data.training.y, len(data.classes))
+        folder = Path(sys.argv[1], f"checkpoints-{ranks.size}-{number}")
+        done = train(model, data, config, torch.device("cpu"), folder, lambda _: None, ranks)
+        losses = [[r.training_loss, r.validation_loss] for r in done.epochs]
+        Path(sys.argv[1], f"{ranks.size}-{ranks.rank}-{number}").write_text(json.dumps(losses))
+"""
+CLASSES = ("data.kind=gaussians", "data.features=3", "train.loss=cross_entropy")
+CASES: dict[str, tuple[str, ...]] = {
+    "adam": (),
+    "adamw": ("train.optimizer.name=adamw",),
+    "adamx": ("train.optimizer.name=adamx",),
+    # Short windows: the losses move its learning rate in these few steps.
+    "adamz": (
+        "train.optimizer={name: adamz, patience: 4, stagnation_period: 2}",
+        "train.schedule.name=constant",
+    ),
+    "sgd": ("train.optimizer={name: sgd, lr: 0.1}",),
+    "clipped": ("train.grad_clip=0.1",),
+    "classes": CLASSES,
+    "autograd": ("train.loss=huber", "train.grad_clip=0.1"),
+    "weighted classes": (*CLASSES, "train.class_weights=[1.0, 7.0]"),
+    # The last batch has one row: of three processes two have none.
+    "one row": ("data.samples=3842", "train.batch_size=6"),
+    "one row, autograd": ("data.samples=3842", "train.batch_size=6", "train.loss=mae"),
+}
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """<size>-<rank>-<case>: the losses that each of so many processes has seen."""
+    folder = tmp_path_factory.mktemp("curves")
+    (folder / "curves.py").write_text(CURVES)
+    cases = json.dumps([[*KEYS, *keys] for keys in CASES.values()])
+    for processes in (1, 2, 3):
+        command = (*TORCHRUN, "--standalone", f"--nproc-per-node={processes}")
+        subprocess.run(
+            [*command, str(folder / "curves.py"), str(folder), cases],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=True,
+            timeout=300,
+        )
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_loss_curve_is_that_of_one_process(curves: Path, processes: int, case: str) -> None:
+    number = list(CASES).index(case)
+    wanted = json.loads((curves / f"1-0-{number}").read_text())
+    for rank in range(processes):
+        got = json.loads((curves / f"{processes}-{rank}-{number}").read_text())
+        for losses, single in zip(got, wanted, strict=True):
+            assert losses == pytest.approx(single, rel=1e-4)
+
+
+def test_sigterm_to_torchrun_saves_and_the_same_number_goes_on(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    few = ("train.epochs=8", "data.samples=200000", "train.checkpoint={every: 100}")
+    assert run(whole, 2, *few, "--run-id", "one") == 0
+    cut.mkdir()
+    with torchrun(cut, 2, *few, "--run-id", "one") as process:
+        eventually(lambda: any(e["event"] == "epoch" for e in said(cut)))
+        process.terminate()
+        assert process.wait(timeout=60) == 1  # torchrun's own; the log tells the job's
+    assert (termination(cut)["code"], termination(cut)["name"]) == (75, "INTERRUPTED")
+    assert checkpointed(cut)
+    assert run(cut, 2, *few, "--run-id", "one") == 0
+    assert any(entry["event"] == "resumed" for entry in said(cut))
+    files = ("model.onnx", "model.safetensors", "model.torchscript.pt", "metrics.jsonl")
+    for name in files:
+        one, other = (f / "output" / "runs" / "one" / name for f in (whole, cut))
+        assert one.read_bytes() == other.read_bytes(), name
+
+
+def test_a_signal_to_one_process_stops_all_with_the_state_saved(tmp_path: Path) -> None:
+    with torchrun(tmp_path, 2, *LONG, "--run-id", "one") as process:
+        eventually(lambda: any(e["event"] == "epoch" for e in said(tmp_path)))
+        os.kill(worker(process, 1), signal.SIGTERM)
+        assert process.wait(timeout=60) == 1
+    assert termination(tmp_path)["code"] == 75
+    assert checkpointed(tmp_path)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_job_which_says_why(tmp_path: Path, rank: int) -> None:
+    with torchrun(tmp_path, 2, *LONG, "--run-id", "one") as process:
+        eventually(lambda: checkpointed(tmp_path))
+        os.kill(worker(process, rank), signal.SIGKILL)
+        assert process.wait(timeout=30) == 1
+    entry = termination(tmp_path)
+    assert entry["code"] == 74
+    assert "another of the 2 processes is gone" in entry["reason"]
+    assert not (tmp_path / "output" / "latest").exists()
+
+
+def test_another_number_of_processes_goes_on_and_says_why_bytes_may_differ(tmp_path: Path) -> None:
+    few = ("train.epochs=8", "data.samples=200000")
+    with torchrun(tmp_path, 2, *few, "--run-id", "one") as process:
+        eventually(lambda: checkpointed(tmp_path))
+        process.terminate()
+        process.wait(timeout=60)
+    rest = (*few, "--output", str(tmp_path / "output"), "--run-id", "one")
+    done = run_job("train", *KEYS, *rest)
+    assert done.returncode == 0, done.stderr
+    names = [entry["event"] for entry in events(done.stderr)]
+    assert "resumed" in names
+    change = next(entry for entry in events(done.stderr) if entry["event"] == "world_size")
+    assert (change["begun"], change["now"]) == (2, 1)
+    assert "bytes may differ" in change["message"]
+
+
+def test_torchrun_restarts_and_the_run_resumes(tmp_path: Path) -> None:
+    few = ("data.samples=200000", "train.epochs=20", "train.checkpoint={every_seconds: 0.2}")
+    restarts = ("--max-restarts=1", "--monitor-interval=0.2")
+    with torchrun(tmp_path, 2, *few, "--run-id", "one", options=restarts) as process:
+        eventually(lambda: checkpointed(tmp_path))
+        os.kill(worker(process, 1), signal.SIGKILL)
+        assert process.wait(timeout=120) == 0
+    manifest = manifest_of(tmp_path / "output" / "runs" / "one")
+    assert manifest["training"]["resumed"] == 1
+    assert any(entry["event"] == "resumed" for entry in said(tmp_path))
+    assert termination(tmp_path)["code"] == 0
+
+
+def test_a_verdict_of_the_training_is_every_processes(tmp_path: Path) -> None:
+    lr = "train.optimizer={name: sgd, lr: 1e15}"
+    assert run(tmp_path, 2, lr, "--run-id", "one") == 1
+    assert termination(tmp_path)["name"] == "DIVERGED"
+    assert (tmp_path / "output" / "failed" / "one" / "report.html").exists()
+
+
+def test_what_stops_the_first_ends_the_others(tmp_path: Path) -> None:
+    (tmp_path / "output").write_text("no folder")
+    assert run(tmp_path, 2) == 1
+    assert termination(tmp_path)["code"] == 73
+
+
+def test_a_batch_that_cannot_be_divided_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
+    assert run(tmp_path, 2, "train.batch_size=385") == 1
+    entry = termination(tmp_path)
+    assert entry["code"] == 78
+    assert "multiple of the 2 processes" in entry["reason"]
+    assert "384 would do" in entry["reason"]
+
+
+def test_one_process_never_touches_torch_distributed(tmp_path: Path) -> None:
+    """Nor one under torchrun: there is nobody to talk to."""
+    (tmp_path / "one.py").write_text(
+        "import sys, torch\n"
+        "def refuse(*_, **__): raise SystemExit('touched')\n"
+        "torch.distributed.init_process_group = refuse\n"
+        "from job.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    for environment in ({}, dict.fromkeys(("RANK", "LOCAL_RANK"), "0")):
+        sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1") if environment else {}
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "one.py"), "train", *KEYS, "--output", str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment, **sizes},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_shares_are_even_and_all() -> None:
+    three = Ranks(0, 3)
+    assert three.shares(384) == [128, 128, 128]
+    assert three.shares(128) == [43, 43, 42]
+    assert three.shares(1) == [1, 0, 0]
+    assert Ranks().shares(5) == [5]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "0"},
+        {"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+        {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+    ],
+)
+def test_an_environment_that_is_not_torchruns_is_a_fault(environment: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="environment"):
+        ranks_of(environment)
+
+
+def test_torchruns_environment() -> None:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    assert ranks_of(dict(zip(names, "3412", strict=True))) == Ranks(3, 4, 1, 2)
+    assert ranks_of({}) == Ranks()
