@@ -130,7 +130,6 @@ def _make(
         record.write_report(
             run, config, facts, training, verification, clock.timing(), shown.y, answers, reference
         )
-
     facts["timing"] = clock.timing()
     publish(run, facts, verification.sha256, config.output.keep)
     record.say_published(run, facts)
