@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ class Device:
     reason: str
     threads: int
     threads_reason: str
-    world_size: int = 1  # processes that train together, each on such a device
+    ranks: Ranks = field(default_factory=Ranks)  # the processes, each on such a device
 
     @property
     def torch(self) -> "torch.device":
@@ -46,7 +46,7 @@ def choose_device(config: Config, ranks: Ranks | None = None) -> Device:
         DeviceError: CUDA was asked for by name and does not work here.
     """
     ranks = ranks or Ranks()
-    threads = (*choose_threads(config, ranks.local_size), ranks.size)
+    threads = (*choose_threads(config, ranks.local_size), ranks)
     if config.device == "cpu":
         return Device("cpu", 0, cpu_name(), "asked for", *threads)
     index = int(config.device.partition(":")[2] or ranks.local_rank)

@@ -6,7 +6,6 @@ import json
 import platform
 import re
 import secrets
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import job
 from job.config import Config
 from job.device import Device
 from job.errors import UsageError
+from job.manifest import Identity
 
 LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy", "safetensors")
 
@@ -25,18 +25,6 @@ def versions() -> dict[str, str]:
     """Python's version and those of the libraries that shape the result."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"python": platform.python_version(), "job": job.__version__, **found}
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a run is known by: SHA-256 of all that decides the model's bytes.
-
-    `training` leaves out what decides their rounding alone, the processes and their threads.
-    """
-
-    fingerprint: str
-    training: str
-    world_size: int
 
 
 def identify(config: Config, device: Device) -> Identity:
@@ -53,8 +41,8 @@ def identify(config: Config, device: Device) -> Identity:
         "versions": versions(),
         "device": device.type,
     }
-    processes = {"threads": device.threads, "world_size": device.world_size}
-    return Identity(_digest(facts | processes), _digest(facts), device.world_size)
+    processes = {"threads": device.threads, "world_size": device.ranks.size}
+    return Identity(_digest(facts | processes), _digest(facts), device.ranks.size)
 
 
 def _digest(facts: dict[str, Any]) -> str:

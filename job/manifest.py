@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,18 @@ from job.errors import DataError, MissingInputError
 CONTRACT = 1
 MANIFEST = "manifest.json"
 MANIFEST_HASH = "manifest.sha256"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run is known by: SHA-256 of all that decides the model's bytes.
+
+    `training` leaves out what decides their rounding alone, the processes and their threads.
+    """
+
+    fingerprint: str
+    training: str
+    world_size: int
 
 
 def file_entries(folder: Path) -> dict[str, dict[str, Any]]:

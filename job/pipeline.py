@@ -11,10 +11,10 @@ from job.config import Config
 from job.data import Dataset, file_sha256, load_data
 from job.device import Device, choose_device, memory_limit, prepare_torch
 from job.errors import Verdict
-from job.identity import Identity, identify, new_run_id
+from job.identity import identify, new_run_id
 from job.model import build_model
 from job.preflight import preflight_in_child
-from job.publish import Run, claim, leave_evidence, prepare_output, publish
+from job.publish import Run, Space, claim, leave_evidence, prepare_output, publish
 from job.quality import require_quality
 from job.ranks import Ranks, joined
 from job.train import evaluate, predict, train
@@ -29,7 +29,7 @@ def run_job(config: Config, run_id: str | None, clock: Clock, ranks: Ranks | Non
     """
     ranks = ranks or Ranks()
     with _on_device(config, ranks) as device:
-        return _run(config, run_id, clock, device, ranks)
+        return _run(config, run_id, clock, device)
 
 
 def follow(config: Config, ranks: Ranks) -> None:
@@ -56,7 +56,7 @@ def _on_device(config: Config, ranks: Ranks) -> Iterator[Device]:
         yield device
 
 
-def _run(config: Config, run_id: str | None, clock: Clock, device: Device, ranks: Ranks) -> Path:
+def _run(config: Config, run_id: str | None, clock: Clock, device: Device) -> Path:
     output = Path(config.output.dir)
     prepare_output(output, config.output.keep)
     if config.data.kind == "file" and config.data.sha256 is None:
@@ -66,13 +66,16 @@ def _run(config: Config, run_id: str | None, clock: Clock, device: Device, ranks
     with claim(output, run_id, lambda name: identify(config.for_run(name), device), new_id) as run:
         config = config.for_run(run.id)
         published = run.published.exists()
-        ranks.from_first(lambda: None if published else config)
+        device.ranks.from_first(lambda: None if published else config)
         if published:
             record.say_published_before(run)
         else:
             record.say_start(run, device, config)
+            identity = identify(config, device).fingerprint
+            space = Space(output)
             try:
-                _make(run, config, device, identify(config, device), clock, ranks)
+                with space:
+                    _make(run, config, device, identity, space, clock)
             except Verdict as verdict:
                 record.write_failure(run, config, verdict)
                 leave_evidence(run, config.output.keep)
@@ -86,7 +89,7 @@ def _data(config: Config, ranks: Ranks) -> Dataset:
 
 
 def _make(
-    run: Run, config: Config, device: Device, identity: Identity, clock: Clock, ranks: Ranks
+    run: Run, config: Config, device: Device, identity: str, space: Space, clock: Clock
 ) -> None:
     """preflight -> data -> model -> train -> export -> verify -> report -> publish."""
     with clock.stage("preflight"):
@@ -95,13 +98,13 @@ def _make(
             record.say_preflight()
 
     with clock.stage("data"):
-        data = _data(config, ranks)
+        data = _data(config, device.ranks)
 
     with clock.stage("train"):
         model = build_model(config, data.training.x, data.training.y, len(data.classes))
-        training = train(
-            model, data, config, device.torch, run.checkpoints, record.epoch_writer(run), ranks
-        )
+        space.require(sum(weights.numel() for weights in model.parameters()))
+        written = record.epoch_writer(run)
+        training = train(model, data, config, device.torch, run.checkpoints, written, device.ranks)
         test = evaluate(model, data.test, config.train, device.torch)
         record.say_if_memorising(training, data, config)
         require_quality(config.quality.metrics, test)
@@ -109,7 +112,7 @@ def _make(
     with clock.stage("export"):
         batches = batches_to_verify(config, data)
         reference = write_artifacts(
-            model, data, config, device.torch, run.staging, identity.fingerprint, batches
+            model, data, config, device.torch, run.staging, identity, batches
         )
 
     with clock.stage("verify"):
@@ -119,7 +122,7 @@ def _make(
 
     with clock.stage("report"):
         facts = record.manifest_fields(
-            run, config, device, identity.fingerprint, data, training, test, verification, batches
+            run, config, device, identity, data, training, test, verification, batches
         )
         record.write_config(run, config)
         shown = data.test[: record.ROWS_SHOWN]
@@ -127,7 +130,6 @@ def _make(
         record.write_report(
             run, config, facts, training, verification, clock.timing(), shown.y, answers, reference
         )
-
     facts["timing"] = clock.timing()
     publish(run, facts, verification.sha256, config.output.keep)
     record.say_published(run, facts)

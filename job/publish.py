@@ -34,9 +34,8 @@ from job.errors import (
     ReadWriteError,
     Verdict,
 )
-from job.identity import Identity
 from job.log import WARNING, event
-from job.manifest import CONTRACT, MANIFEST, file_entries, read_manifest, write_manifest
+from job.manifest import CONTRACT, MANIFEST, Identity, file_entries, read_manifest, write_manifest
 
 T = TypeVar("T")
 
@@ -251,6 +250,45 @@ def leave_evidence(run: Run, keep: int) -> None:
     for old in sorted(folders, key=lambda p: p.stat().st_mtime)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     event("evidence", f"what there is to see is in {run.failed}", folder=str(run.failed))
+
+
+@dataclass
+class Space:
+    """How many bytes, about, a run needs on the disk of its output, once that is known.
+
+    As a context it names them where a write finds the disk full.
+    """
+
+    output: Path
+    needed: int = 0
+
+    def require(self, weights: int) -> None:
+        """Room for a model of so many float32 weights: three checkpoints, one of them being
+        written, each with two moments and the best weights; four model files; what verifies them,
+        in float64; 512 KiB for the rest.
+
+        Raises:
+            ReadWriteError: the disk has not as much.
+        """
+        self.needed = 4 * weights * (3 * 4 + 4 + 2) + 512 * 2**10
+        if self._free() < self.needed:
+            raise self._full()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: object, __: object) -> None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise self._full() from error
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self.output).free
+
+    def _full(self) -> ReadWriteError:
+        return ReadWriteError(
+            f"the disk of {self.output} is full: the run needs about {self.needed:,} bytes and "
+            f"{self._free():,} are free; lower output.keep, or give another output.dir"
+        )
 
 
 def prepare_output(output: Path, keep: int) -> None:

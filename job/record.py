@@ -167,7 +167,7 @@ def manifest_fields(
             "name": device.name,
             "reason": device.reason,
             "threads": device.threads,
-            "world_size": device.world_size,
+            "world_size": device.ranks.size,
         },
         "verification": {
             "passed": True,

@@ -5,21 +5,23 @@ Not here: 0, which every other test shows.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from job.errors import ExitCode
+from job.errors import ExitCode, ReadWriteError
+from job.publish import Space
 
-from .conftest import ROOT, SMALL
+from .conftest import ROOT, SMALL, run_job
 from .test_verify import edit_weights, no_bias, one_weight, rehash
 
 Command = Callable[[Path, Path], list[str]]
@@ -182,46 +184,41 @@ def test_each_code_by_its_cause(
     assert not list(tmp_path.glob("out/runs/*"))
 
 
-def test_a_full_disk_is_74_and_leaves_the_old_model(tmp_path: Path) -> None:
-    """A really full disk, where a small one can be mounted."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("no disk can be mounted here: needs root")
-    try:
-        first, second = (
-            subprocess.run(
-                job("train", *SMALL, f"seed={seed}", "--output", str(disk)),
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            for seed in (0, 1)
-        )
-        assert first.returncode == 0, first.stderr
-        assert second.returncode in (0, 74)
-        (disk / "fill").write_bytes(b"0" * shutil.disk_usage(disk).free)
-        third = subprocess.run(
-            job("train", *SMALL, "seed=2", "--output", str(disk)),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert third.returncode == 74, third.stderr
-        (disk / "fill").unlink()
-        assert (
-            subprocess.run(
-                job("verify", str(disk / "latest")), cwd=ROOT, check=False, capture_output=True
-            ).returncode
-            == 0
-        )
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB, where one can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("NO DISK CAN BE MOUNTED HERE (needs root): a full one is not tested")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_74_before_training_and_leaves_the_old_model(disk: Path) -> None:
+    first = run_job("train", *SMALL, "--output", str(disk))
+    assert first.returncode == 0, first.stderr
+    with open(disk / "fill", "wb") as fill:
+        fill.write(b"0" * (shutil.disk_usage(disk).free - 100_000))
+    done = run_job("train", *SMALL, "seed=2", "--output", str(disk))
+    assert done.returncode == 74, done.stderr
+    reason = json.loads(done.stderr.splitlines()[-1])["message"]
+    assert re.search(r"the run needs about \d{3},\d{3} bytes and \d{2},\d{3} are free", reason)
+    assert '"event": "epoch"' not in done.stderr
+    assert len(list((disk / "runs").iterdir())) == 1
+    assert run_job("verify", str(disk / "latest")).returncode == 0
+
+
+def test_a_disk_that_fills_up_later_is_74_with_the_same_numbers(disk: Path) -> None:
+    space = Space(disk)
+    space.require(1000)
+    with (
+        pytest.raises(ReadWriteError, match=r"the run needs about 596,288 bytes and 0 are free"),
+        space,
+        open(disk / "fill", "wb") as fill,
+    ):
+        fill.write(b"0" * 2**21)
 
 
 def test_a_helping_process_that_the_kernel_kills_is_want_of_memory(tmp_path: Path) -> None:

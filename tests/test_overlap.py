@@ -21,8 +21,7 @@ import os, sys, time
 from datetime import UTC, datetime
 from pathlib import Path
 from job.errors import JobError
-from job.identity import Identity
-from job.manifest import sha256_of
+from job.manifest import Identity, sha256_of
 from job.publish import claim, prepare_output, publish
 output, own, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 while not (output.parent / "go").exists():

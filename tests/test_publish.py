@@ -25,8 +25,7 @@ from job.errors import (
     QualityUnmet,
     ReadWriteError,
 )
-from job.identity import Identity
-from job.manifest import read_manifest, sha256_of
+from job.manifest import Identity, read_manifest, sha256_of
 from job.publish import Run, leave_evidence, prepare_output, publish
 
 F = "f" * 64
@@ -221,7 +220,7 @@ def test_evidence_holds_no_model_and_only_the_last_stay(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from job.identity import Identity
+from job.manifest import Identity
 from job.publish import claim, prepare_output
 output = Path(sys.argv[1])
 prepare_output(output, 5)

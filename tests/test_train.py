@@ -158,6 +158,21 @@ def test_sgd_takes_the_hand_worked_step() -> None:
     assert network[0].weight.item() == pytest.approx(2 - 0.1 * 30)  # type: ignore[operator]
 
 
+def test_the_layer_whose_answers_are_the_first_that_are_not_finite_is_named() -> None:
+    network = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1))
+    for layer, weight in ((0, 1.0), (2, 3e38)):
+        nn.init.constant_(network[layer].weight, weight)  # type: ignore[arg-type]
+        nn.init.zeros_(network[layer].bias)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    x, y = torch.tensor([[2.0]]), torch.zeros(1, 1)
+    with pytest.raises(Diverged, match=r"inf, first in what layer 2 \(Linear\) answers"):
+        training_step(network, nn.MSELoss(), optimizer, x, y)
+    with pytest.raises(Diverged, match="while every layer's answers are finite"):
+        training_step(network, nn.MSELoss(), optimizer, torch.tensor([[1.0]]), y)
+    with pytest.raises(Diverged, match="a value of the rows themselves"):
+        training_step(network, nn.MSELoss(), optimizer, x * math.nan, y)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_before_the_update(value: float) -> None:
     network = nn.Sequential(nn.Linear(2, 1))

@@ -139,7 +139,8 @@ class Backpropagation:
         loss = self.ranks.sum([self.gradient], loss)
         # A sum of squares may overflow where every gradient is finite: then each is looked at.
         if not math.isfinite(loss + torch.dot(self.gradient, self.gradient).item()):
-            require_finite(loss, self.network)
+            share = self.rows[self.ranks.share(rows), : self.linear[0].in_features]
+            require_finite(loss, self.network, share)
         if self.grad_clip is not None:
             clip(self.network, self.grad_clip)
         update(optimizer, self.flat, loss)

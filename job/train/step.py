@@ -42,7 +42,7 @@ def training_step(
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     value = (ranks or Ranks()).sum(gradients, loss.item())
-    require_finite(value, network)
+    require_finite(value, network, x)
     if grad_clip is not None:
         clip(network, grad_clip)
     optimizer.step(lambda: value)  # a closure is how torch tells an optimizer the loss; AdamZ asks
@@ -97,13 +97,13 @@ class Autograd:
         self.network.zero_grad()
 
 
-def require_finite(loss: float, network: nn.Sequential) -> None:
+def require_finite(loss: float, network: nn.Sequential, x: Tensor) -> None:
     """
     Raises:
-        Diverged: the loss or a gradient is not finite; names the first such layer.
+        Diverged: the loss on rows x (B, F) or a gradient is not finite; names the first layer.
     """
     if not math.isfinite(loss):
-        raise Diverged(f"the loss is {loss}")
+        raise Diverged(f"the loss is {loss}{_first_not_finite(network, x)}")
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     # The largest magnitude of all is not finite exactly if one of them is not; a sum of squares
     # could overflow where every gradient is finite.
@@ -111,6 +111,17 @@ def require_finite(loss: float, network: nn.Sequential) -> None:
     if not torch.isfinite(largest):
         name = next(n for n, gradient in gradients.items() if not torch.isfinite(gradient).all())
         raise Diverged(f"the gradient of {name} is not finite")
+
+
+@torch.no_grad()
+def _first_not_finite(network: nn.Sequential, x: Tensor) -> str:
+    if not torch.isfinite(x).all():
+        return ", and so is a value of the rows themselves"
+    for name, layer in network.named_children():
+        x = layer(x)
+        if not torch.isfinite(x).all():
+            return f", first in what layer {name} ({type(layer).__name__}) answers"
+    return ", while every layer's answers are finite"
 
 
 def clip(network: nn.Sequential, norm: float) -> None:
