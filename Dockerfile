@@ -39,7 +39,7 @@ FROM packages AS sbom-maker
 COPY requirements/tools.txt /requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/tools \
-    && /opt/tools/bin/pip install -qq --require-hashes -r /requirements/tools.txt \
+    && /opt/tools/bin/pip install -qq --no-deps --require-hashes -r /requirements/tools.txt \
     && /opt/tools/bin/cyclonedx-py environment --output-reproducible \
         --output-file /sbom.cdx.json /opt/venv
 

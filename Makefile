@@ -49,7 +49,7 @@ lint: $(READY) $(TOOLS)/.ready  ## ruff, mypy --strict and hadolint
 
 $(TOOLS)/.ready: requirements/tools.txt
 	@$(PYTHON) -m venv --clear $(TOOLS)
-	@$(TOOLS)/bin/pip install -qq --disable-pip-version-check --require-hashes -r $<
+	@$(TOOLS)/bin/pip install -qq --disable-pip-version-check --no-deps --require-hashes -r $<
 	@touch $@
 
 docs: $(READY)  ## write the JSON Schema and docs/configuration.md again

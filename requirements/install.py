@@ -64,9 +64,12 @@ def main() -> None:
             sys.exit("setup: no CPU build of torch is to be had for this Python and machine")
         say("no CPU build of torch is to be had; taking the CUDA build, several GB")
         variant = "cuda"
-    pip("--require-hashes", "-r", str(HERE / f"{variant}.txt"))
-    if not options.runtime:
-        pip("--require-hashes", "-r", str(HERE / "dev.txt"))
+    # The locks are whole: nothing is left to resolve. pip 23 would ask for the newest release of
+    # an extra's package, and fail on its hash the day that release is newer than the lock's.
+    locks = [variant] if options.runtime else [variant, "dev"]
+    wanted = [argument for lock in locks for argument in ("-r", str(HERE / f"{lock}.txt"))]
+    pip("--no-deps", "--require-hashes", *wanted)
+    subprocess.run([python, "-m", "pip", "check", "--disable-pip-version-check"], check=True)
     say("done")
 
 
