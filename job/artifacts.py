@@ -1,4 +1,4 @@
-"""A model's files, made together with what they must agree with."""
+"""A model's files, made in a process of their own, and what they must agree with."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,14 @@ import torch
 
 from job.config import Config
 from job.data import Dataset
-from job.export import export_model, write_goldens
+from job.forkserver import ForkServer
+from job.log import event
 from job.model import MLP
 from job.train import predict
 from job.verify import Reference, with_training_batch
+
+# Enough to see that the untrained model's files run, whatever the batch.
+BATCHES = (1, 3)
 
 
 def batches_to_verify(config: Config, data: Dataset) -> list[int]:
@@ -21,21 +25,15 @@ def batches_to_verify(config: Config, data: Dataset) -> list[int]:
     return with_training_batch(config.verify.batches, config.train.batch_size, rows, widest)
 
 
-def write_artifacts(
+def reference_of(
     model: MLP,
     data: Dataset,
     config: Config,
     device: torch.device,
-    folder: Path,
-    fingerprint: str,
-    batches: Sequence[int],
+    batches: Sequence[int] = BATCHES,
 ) -> Reference:
-    """Writes goldens and model files into `folder`; returns the model's numbers and own answers.
-
-    Raises:
-        Interrupted: a signal has come.
-    """
-    reference = Reference.of_model(
+    """The model's numbers, and its own answers, computed on `device`."""
+    return Reference.of_model(
         model.weights(),
         config.model.activation,
         batches,
@@ -43,6 +41,61 @@ def write_artifacts(
         answer=lambda x: predict(model, x, device),
         task=config.train.task,
     )
-    write_goldens(folder, reference.golden_input, reference.golden_output)
-    export_model(model, folder, config, fingerprint)
-    return reference
+
+
+class Artifacts:
+    """The export of a model in a process of its own, begun before the training.
+
+    There the model is traced once; the untrained files, which are verified while the training goes
+    on, and the trained ones differ in nothing but weights.
+    """
+
+    def __init__(
+        self,
+        server: ForkServer,
+        model: MLP,
+        data: Dataset,
+        config: Config,
+        device: torch.device,
+        scratch: Path,
+        evidence: Path,
+    ) -> None:
+        """Begins with the untrained `model`. `scratch` is a private folder; what is found wrong of
+        the untrained files is written to the folder `evidence`."""
+        self._said = False
+        self._question = scratch / "reference.safetensors"
+        reference_of(model.to(device).eval(), data, config, device).save(self._question)
+        question = str(self._question)
+        self._worker = server.worker(
+            "job.preflight:ExportWorker.from_files", config.model_dump_json(), question
+        )
+        self._worker.call("preflight", question, str(scratch), str(evidence))
+
+    def check(self) -> None:
+        """Called at every step of the training.
+
+        Raises:
+            ExportMismatch: the untrained model's files do not agree with it.
+            JobError: the export failed otherwise; the class is that of the failure.
+        """
+        if not self._said and self._worker.poll():
+            self._say()
+
+    def write(self, reference: Reference, folder: Path, fingerprint: str) -> None:
+        """Writes the goldens and the model files with the weights of `reference` into `folder`.
+
+        Raises:
+            Interrupted: a signal has come.
+            JobError: as of `check`.
+        """
+        if not self._said:
+            self._worker.wait()
+            self._say()
+        reference.save(self._question)
+        self._worker.call("write", str(folder), str(self._question), fingerprint)
+        self._worker.wait()
+        self._worker.close()
+
+    def _say(self) -> None:
+        self._said = True
+        event("preflight", "the untrained model was exported and verified")

@@ -31,6 +31,7 @@ def main(arguments: Sequence[str], started: float | None = None) -> int:
     `started` is when the process began, in seconds since the epoch.
     """
     log.configure(None, quiet=False)
+    started = time.time() if started is None else started
     try:
         options = _parse(_with_command(list(arguments)))
         log.configure(options.log_format, quiet=options.quiet)
@@ -38,12 +39,12 @@ def main(arguments: Sequence[str], started: float | None = None) -> int:
             interrupt.at_once(last_words)
         # Libraries print where they like; stdout is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
-            result: str = options.run(options, time.time() if started is None else started)
+            result: str = options.run(options, started)
         if result:
             _print_result(result)
         return ExitCode.OK
     except Exception as error:  # noqa: BLE001  this is the boundary
-        return _fail(known(error) or _defect(error))
+        return _fail(known(error) or _defect(error), started)
 
 
 def _print_result(result: str) -> None:
@@ -63,31 +64,38 @@ def last_words(signal_number: int) -> None:
     _write_termination_log(code, name, reason)
 
 
-def _fail(error: JobError) -> int:
+def _fail(error: JobError, started: float) -> int:
     reason = str(error)
     if isinstance(error, ConfigError) and len(error.faults) > 1:
         for fault in error.faults:
             log.event("fault", fault, level=log.CRITICAL)
         reason = f"{len(error.faults)} faults in the configuration, the first: {error.faults[0]}"
-    return _end(error.code, error.code.name, reason, known_elsewhere=isinstance(error, ProcessLost))
+    told_since = started if isinstance(error, ProcessLost) else None
+    return _end(error.code, error.code.name, reason, unless_told_since=told_since)
 
 
 def _end(
-    code: int, name: str, reason: str, level: int = log.CRITICAL, *, known_elsewhere: bool = False
+    code: int,
+    name: str,
+    reason: str,
+    level: int = log.CRITICAL,
+    *,
+    unless_told_since: float | None = None,
 ) -> int:
     """States code and reason on stderr's last line and in the termination log."""
     reason = " ".join(reason.split())
     log.event("end", f"{name} ({code}): {reason}", level=level, code=int(code), name=name)
-    _write_termination_log(code, name, reason, known_elsewhere=known_elsewhere)
+    _write_termination_log(code, name, reason, unless_told_since=unless_told_since)
     return code
 
 
 def _write_termination_log(
-    code: int, name: str, reason: str, *, known_elsewhere: bool = False
+    code: int, name: str, reason: str, *, unless_told_since: float | None = None
 ) -> None:
     """One JSON object of at most 4,096 bytes; best effort, it never changes the code.
 
-    What is `known_elsewhere`, in the process that failed first, does not replace its reason.
+    The reason of a process that failed first, told since that time, is not replaced; that of an
+    earlier attempt is.
     """
     path = os.environ.get("JOB_TERMINATION_LOG")
     if path is None and os.path.exists(DEFAULT_TERMINATION_LOG):
@@ -95,10 +103,13 @@ def _write_termination_log(
     if not path:
         return
     entry = {"code": int(code), "name": name, "reason": reason[:600]}
-    if known_elsewhere and os.path.isfile(path) and os.path.getsize(path) > 0:
-        return
-    with contextlib.suppress(OSError), open(path, "w") as file:
-        file.write(json.dumps(entry) + "\n")
+    with contextlib.suppress(OSError):
+        if unless_told_since is not None and os.path.isfile(path):
+            there = os.stat(path)
+            if there.st_size > 0 and there.st_mtime >= unless_told_since:
+                return
+        with open(path, "w") as file:
+            file.write(json.dumps(entry) + "\n")
 
 
 def _defect(error: Exception) -> JobError:
@@ -225,16 +236,22 @@ def _train(options: argparse.Namespace, started: float) -> str:
         log.configure(options.log_format, quiet=True)
     config = _load(options)
     run_id = _run_id(options.run_id)
-    from job.clock import Clock
-
-    clock = Clock(started)
-    from job.pipeline import follow, run_job
-
-    clock.stages["import"] = time.time() - started
     if not ranks.first:
+        from job.pipeline import follow
+
         follow(config, ranks)
         return ""  # the first goes on, and tells the end
-    published = run_job(config, run_id, clock, ranks)
+    from job.clock import Clock
+    from job.device import choose_threads
+    from job.forkserver import ForkServer
+
+    clock = Clock(started)
+    threads, _ = choose_threads(config, ranks.local_size)
+    with ForkServer(threads) as server:  # it imports what it needs while this process does
+        from job.pipeline import run_job
+
+        clock.stages["import"] = time.time() - started
+        published = run_job(config, run_id, clock, server, ranks)
     _end(ExitCode.OK, ExitCode.OK.name, f"{published} is published and verified", log.INFO)
     return str(published)
 

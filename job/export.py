@@ -9,6 +9,8 @@ import io
 import logging
 import warnings
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,9 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 import job
-from job import interrupt
 from job.config import Config
 from job.errors import JobError
 from job.model import MLP
@@ -30,44 +31,72 @@ Float32 = NDArray[np.float32]
 _NO_DATE = (1980, 1, 1, 0, 0, 0)
 
 
-def export_model(model: MLP, folder: Path, config: Config, fingerprint: str) -> None:
-    """Writes the model files that `config.export.formats` names into `folder`.
+class Exporter:
+    """A model, traced once for every format; files written later differ in their weights alone."""
 
-    They are made from a copy of `model` on the CPU in eval mode, wherever it was trained.
+    def __init__(self, model: MLP, config: Config) -> None:
+        """Traces a copy of `model` on the CPU in eval mode, wherever it was trained."""
+        self.config = config
+        self.model = copy.deepcopy(model).cpu().eval()
+        # The ONNX optimiser keeps one of two equal tensors; these are all different.
+        for number, tensor in enumerate(self.model.state_dict().values(), start=1):
+            tensor.fill_(number)
+        # Two rows: with one, an exporter may take the batch for a constant.
+        example = torch.zeros(2, len(model.input.mean))
+        # TorchScript first: a second trace in one process names things differently.
+        self.traced = trace(self.model, example)
+        self.program = export_program(self.model, example)
+        self.onnx = export_onnx(self.program, config.opset)
 
-    Raises:
-        Interrupted: a signal has come.
-    """
-    model = copy.deepcopy(model).cpu().eval()
-    # Two rows: with one, an exporter may take the batch for a constant.
-    example = torch.zeros(2, len(model.input.mean))
-    formats = config.export.formats
-    # TorchScript first: a second trace in one process names things differently.
-    write_torchscript(model, example, folder / "model.torchscript.pt")
-    interrupt.check()
-    program = export_program(model, example)
-    if "pt2" in formats:
-        torch.export.save(program, folder / "model.pt2")
-    interrupt.check()
-    write_onnx(program, folder / "model.onnx", config.opset, fingerprint)
-    interrupt.check()
-    if "safetensors" in formats:
-        # The library's own save_file makes a file that nobody else may read.
-        (folder / "model.safetensors").write_bytes(save(model.state_dict()))
+    def write(self, weights: Mapping[str, Float32], folder: Path, fingerprint: str) -> None:
+        """Writes the model files that `config.export.formats` names into `folder`, with these
+        weights, named as `MLP.weights` names them."""
+        self._take(weights)
+        formats = self.config.export.formats
+        write_torchscript(self.traced, folder / "model.torchscript.pt")
+        if "pt2" in formats:
+            torch.export.save(self.program, folder / "model.pt2")
+        write_onnx(self.onnx, folder / "model.onnx", self.config.opset, fingerprint)
+        if "safetensors" in formats:
+            # The library's own save_file makes a file that nobody else may read.
+            (folder / "model.safetensors").write_bytes(save(self.model.state_dict()))
+
+    @torch.no_grad()
+    def _take(self, weights: Mapping[str, Float32]) -> None:
+        """Each format by its own means: nothing says that they share the model's tensors."""
+        self.model.take(weights)
+        state = self.model.state_dict()
+        self.traced.load_state_dict(state)
+        for name, tensor in self.program.state_dict.items():
+            tensor.copy_(state[name])
+        self.onnx.apply_weights(state)
 
 
-def write_torchscript(model: MLP, example: Tensor, path: Path) -> None:
-    """A traced TorchScript archive, without debug records, dates and ids."""
+def trace(model: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
+    with _torchscript_is_asked_for():
+        traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]
+            model, example, check_trace=False
+        )
+    return traced
+
+
+def write_torchscript(traced: torch.jit.ScriptModule, path: Path) -> None:
+    """A TorchScript archive, without debug records, dates and ids."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # Deprecated upstream but asked for.
-        warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
-        traced = torch.jit.trace(model, example, check_trace=False)  # type: ignore[no-untyped-call]
+    with _torchscript_is_asked_for():
         torch.jit.save(traced, buffer)
     with zipfile.ZipFile(buffer) as archive, zipfile.ZipFile(path, "w") as plain:
         for name in sorted(archive.namelist()):
             if not name.endswith((".debug_pkl", ".data/serialization_id")):
                 plain.writestr(zipfile.ZipInfo(name, _NO_DATE), archive.read(name))
+
+
+@contextmanager
+def _torchscript_is_asked_for() -> Iterator[None]:
+    """Silences that it is deprecated upstream."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
+        yield
 
 
 def export_program(model: MLP, example: Tensor) -> torch.export.ExportedProgram:
@@ -79,10 +108,8 @@ def export_program(model: MLP, example: Tensor) -> torch.export.ExportedProgram:
     return program
 
 
-def write_onnx(
-    program: torch.export.ExportedProgram, path: Path, opset: int, fingerprint: str
-) -> None:
-    """One self-contained ONNX file: batch axis "batch", input "input", output "output"."""
+def export_onnx(program: torch.export.ExportedProgram, opset: int) -> torch.onnx.ONNXProgram:
+    """The ONNX graph: batch axis "batch", input "input", output "output"."""
     # Says on every export that torchvision, which nothing here uses, is not installed.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -100,6 +127,11 @@ def write_onnx(
         )
     if exported is None:
         raise JobError("torch.onnx.export returned nothing")
+    return exported
+
+
+def write_onnx(exported: torch.onnx.ONNXProgram, path: Path, opset: int, fingerprint: str) -> None:
+    """One self-contained ONNX file."""
     proto = exported.model_proto
     written = {entry.domain: entry.version for entry in proto.opset_import}
     if written != {"": opset}:

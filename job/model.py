@@ -4,6 +4,7 @@ Shapes: N rows, F features, H hidden units, O outputs.
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -123,6 +124,10 @@ class MLP(nn.Module):
         """Every parameter and buffer by name, copied to the host."""
         return {name: tensor.cpu().numpy() for name, tensor in self.state_dict().items()}
 
+    def take(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        """The inverse of `weights`: copies each into the parameter or buffer of its name."""
+        self.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+
 
 def with_dropout(network: nn.Sequential, share: float) -> nn.Sequential:
     """The same layers, and so the same weights under the same names, with dropout after each
@@ -140,20 +145,26 @@ def build_model(
 ) -> MLP:
     """The untrained model for training rows x (N, F), y (N, O) or the numbers (N, 1) of so many
     classes; a function of the seed alone."""
-    outputs, task = classes or y.shape[1], config.train.task
-    model = MLP(
-        x.shape[1],
-        config.model.hidden,
-        outputs,
-        config.model.activation,
-        task,
-        fill=config.data.missing == "mean",
-    )
+    model = _bare(config, x.shape[1], classes or y.shape[1])
     model.input.fit(x)
     if isinstance(model.output, Unstandardise):
         model.output.fit(y)
     initialise(model.network, config.seed_number)
     return model
+
+
+def model_of(config: Config, weights: Mapping[str, NDArray[np.float32]]) -> MLP:
+    """The model of this configuration that has these weights, named as `MLP.weights` names them."""
+    last = f"network.{2 * len(config.model.hidden)}.bias"
+    model = _bare(config, len(weights["input.mean"]), len(weights[last]))
+    model.take(weights)
+    return model
+
+
+def _bare(config: Config, features: int, outputs: int) -> MLP:
+    hidden, activation, task = config.model.hidden, config.model.activation, config.train.task
+    fill = config.data.missing == "mean"
+    return MLP(features, hidden, outputs, activation, task, fill=fill)
 
 
 def initialise(network: nn.Sequential, seed: int) -> None:

@@ -5,15 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from job import interrupt, record
-from job.artifacts import batches_to_verify, write_artifacts
+from job.artifacts import Artifacts, batches_to_verify, reference_of
 from job.clock import Clock
 from job.config import Config
 from job.data import Dataset, file_sha256, load_data
 from job.device import Device, choose_device, memory_limit, prepare_torch
 from job.errors import Verdict
+from job.forkserver import ForkServer
 from job.identity import identify, new_run_id
 from job.model import build_model
-from job.preflight import preflight_in_child
 from job.publish import Run, Space, claim, leave_evidence, prepare_output, publish
 from job.quality import require_quality
 from job.ranks import Ranks, joined
@@ -21,15 +21,23 @@ from job.train import evaluate, predict, train
 from job.verify import verify_in_fresh_process
 
 
-def run_job(config: Config, run_id: str | None, clock: Clock, ranks: Ranks | None = None) -> Path:
+def run_job(
+    config: Config,
+    run_id: str | None,
+    clock: Clock,
+    server: ForkServer,
+    ranks: Ranks | None = None,
+) -> Path:
     """Trains, exports, verifies and publishes; returns the published folder.
+
+    `server`, which may have been started before, exports and verifies; it is ended with the run.
 
     Raises:
         JobError: whatever kept the run from being published; its class says what.
     """
     ranks = ranks or Ranks()
     with _on_device(config, ranks) as device:
-        return _run(config, run_id, clock, device)
+        return _run(config, run_id, clock, server, device)
 
 
 def follow(config: Config, ranks: Ranks) -> None:
@@ -43,7 +51,7 @@ def follow(config: Config, ranks: Ranks) -> None:
         if resolved is not None:  # else the run is published already
             data = _data(resolved, ranks)
             model = build_model(resolved, data.training.x, data.training.y, len(data.classes))
-            train(model, data, resolved, device.torch, Path(), lambda _: None, ranks)
+            train(model, data, resolved, device.torch, Path(), lambda _: None, ranks=ranks)
 
 
 @contextmanager
@@ -56,7 +64,9 @@ def _on_device(config: Config, ranks: Ranks) -> Iterator[Device]:
         yield device
 
 
-def _run(config: Config, run_id: str | None, clock: Clock, device: Device) -> Path:
+def _run(
+    config: Config, run_id: str | None, clock: Clock, server: ForkServer, device: Device
+) -> Path:
     output = Path(config.output.dir)
     prepare_output(output, config.output.keep)
     if config.data.kind == "file" and config.data.sha256 is None:
@@ -71,11 +81,11 @@ def _run(config: Config, run_id: str | None, clock: Clock, device: Device) -> Pa
             record.say_published_before(run)
         else:
             record.say_start(run, device, config)
-            identity = identify(config, device).fingerprint
             space = Space(output)
             try:
-                with space:
-                    _make(run, config, device, identity, space, clock)
+                # Nobody writes any more where the run's folders are removed.
+                with space, server:
+                    _make(run, config, device, space, server, clock)
             except Verdict as verdict:
                 record.write_failure(run, config, verdict)
                 leave_evidence(run, config.output.keep)
@@ -85,38 +95,38 @@ def _run(config: Config, run_id: str | None, clock: Clock, device: Device) -> Pa
 
 def _data(config: Config, ranks: Ranks) -> Dataset:
     memory = memory_limit() // ranks.local_size
-    return load_data(config.data, config.seed_number, memory, config.train.task)
+    data = load_data(config.data, config.seed_number, memory, config.train.task)
+    config.require_fit(len(data.training.x), len(data.classes))
+    return data
 
 
 def _make(
-    run: Run, config: Config, device: Device, identity: str, space: Space, clock: Clock
+    run: Run, config: Config, device: Device, space: Space, server: ForkServer, clock: Clock
 ) -> None:
-    """preflight -> data -> model -> train -> export -> verify -> report -> publish."""
-    with clock.stage("preflight"):
-        if not run.checkpoints.exists():  # an earlier attempt has passed it
-            preflight_in_child(config, run.staging)
-            record.say_preflight()
-
+    """data -> model -> train -> export -> verify -> report -> publish."""
+    identity = identify(config, device).fingerprint
     with clock.stage("data"):
         data = _data(config, device.ranks)
-
-    with clock.stage("train"):
         model = build_model(config, data.training.x, data.training.y, len(data.classes))
         space.require(sum(weights.numel() for weights in model.parameters()))
-        written = record.epoch_writer(run)
-        training = train(model, data, config, device.torch, run.checkpoints, written, device.ranks)
+        artifacts = Artifacts(server, model, data, config, device.torch, run.scratch, run.staging)
+
+    with clock.stage("train"):
+        callbacks = record.epoch_writer(run), artifacts.check
+        training = train(
+            model, data, config, device.torch, run.checkpoints, *callbacks, device.ranks
+        )
         test = evaluate(model, data.test, config.train, device.torch)
         record.say_if_memorising(training, data, config)
         require_quality(config.quality.metrics, test)
 
     with clock.stage("export"):
         batches = batches_to_verify(config, data)
-        reference = write_artifacts(
-            model, data, config, device.torch, run.staging, identity, batches
-        )
+        reference = reference_of(model, data, config, device.torch, batches)
+        artifacts.write(reference, run.staging, identity)
 
     with clock.stage("verify"):
-        verification = verify_in_fresh_process(run.staging, reference, run.scratch)
+        verification = verify_in_fresh_process(server, run.staging, reference, run.scratch)
         record.write_verification(run, verification)
         verification.require_agreement()
 

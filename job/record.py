@@ -44,10 +44,6 @@ def say_start(run: Run, device: Device, config: Config) -> None:
     )
 
 
-def say_preflight() -> None:
-    event("preflight", "the untrained model was exported and verified")
-
-
 def say_published_before(run: Run) -> None:
     event("published_before", f"run {run.id} is published already and intact", run_id=run.id)
 

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from job.forkserver import ForkServer
+from job.verify import Reference, Verification, verify_in_fresh_process
+
 ROOT = Path(__file__).parent.parent
 
 # Small enough for seconds, large enough for 32 golden rows and several steps an epoch.
 SMALL = ("data.samples=4000", "train.epochs=2", "train.batch_size=512", "device=cpu", "threads=1")
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
+Boot = Callable[[str], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,14 +35,37 @@ def run_job(
 ) -> subprocess.CompletedProcess[str]:
     """`python -m job ...` in a process of its own, with the environment's JOB keys left out."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("JOB")}
+    path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, "-m", "job", *arguments],
         cwd=cwd,
-        env={**kept, "PYTHONPATH": str(ROOT), **(env or {})},
+        env={**kept, "PYTHONPATH": path, **(env or {})},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def verify_in_a_worker(folder: Path, reference: Reference, work: Path) -> Verification:
+    """`verify_in_fresh_process` with a fork server of its own."""
+    with ForkServer() as server:
+        return verify_in_fresh_process(server, folder, reference, work)
+
+
+@pytest.fixture
+def boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Boot:
+    """Makes every new fork server, and so its workers, run this code before anything else."""
+
+    def write(code: str) -> None:
+        folder = tmp_path / "boot"
+        folder.mkdir()
+        indented = "\n".join(f"    {line}" for line in code.splitlines())
+        (folder / "sitecustomize.py").write_text(
+            f"import sys\nif 'job.forkserver' in sys.orig_argv:\n{indented}\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(folder))
+
+    return write
 
 
 @pytest.fixture

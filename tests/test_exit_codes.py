@@ -222,7 +222,7 @@ def test_a_disk_that_fills_up_later_is_74_with_the_same_numbers(disk: Path) -> N
 
 
 def test_a_helping_process_that_the_kernel_kills_is_want_of_memory(tmp_path: Path) -> None:
-    """Where memory runs out the kernel may choose the preflight's process and not the job's."""
+    """Where memory runs out the kernel may choose the process that exports, and not the job's."""
     process = subprocess.Popen(
         job("train", *SMALL, "--output", str(tmp_path)),
         cwd=ROOT,
@@ -234,7 +234,7 @@ def test_a_helping_process_that_the_kernel_kills_is_want_of_memory(tmp_path: Pat
     while helper is None:
         assert process.poll() is None
         for child in children.read_text().split():
-            if "job.preflight" in Path(f"/proc/{child}/cmdline").read_text():
+            if "job.forkserver" in Path(f"/proc/{child}/cmdline").read_text():
                 helper = int(child)
         time.sleep(0.01)
     os.kill(helper, signal.SIGKILL)

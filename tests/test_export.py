@@ -3,6 +3,8 @@
 import io
 import os
 import socket
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -12,10 +14,12 @@ import pytest
 import safetensors.numpy
 import torch
 
-from job.config import load_config
-from job.export import export_model, write_goldens
+from job.config import Config, load_config
+from job.export import Exporter, write_goldens
 from job.model import MLP, build_model
 from job.verify import Reference, verify_files
+
+from .conftest import ROOT
 
 ROWS = np.random.default_rng(0).normal(2, 3, (300, 5)).astype(np.float32)
 
@@ -27,10 +31,14 @@ def model_for(activation: str, *overrides: str) -> MLP:
     return build_model(config, ROWS, ROWS[:, :1]).eval()
 
 
+def export(model: MLP, folder: Path, config: Config) -> None:
+    Exporter(model, config).write(model.weights(), folder, "f" * 64)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    export_model(model_for("relu"), folder, load_config(None), "f" * 64)
+    export(model_for("relu"), folder, load_config(None))
     return folder
 
 
@@ -41,7 +49,7 @@ def test_all_four_formats_are_written(exported: Path) -> None:
 
 def test_only_the_formats_asked_for_are_written(tmp_path: Path) -> None:
     config = load_config(None, ["export.formats=[onnx, torchscript]"])
-    export_model(model_for("relu"), tmp_path, config, "f" * 64)
+    export(model_for("relu"), tmp_path, config)
     assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.torchscript.pt"}
 
 
@@ -59,7 +67,7 @@ def test_onnx_has_the_lowest_opset_and_ir_that_serve(
     activation: str, opset: int, ir: int, tmp_path: Path
 ) -> None:
     config = load_config(None, [f"model.activation={activation}"])
-    export_model(model_for(activation), tmp_path, config, "f" * 64)
+    export(model_for(activation), tmp_path, config)
     proto = onnx.load(tmp_path / "model.onnx")
     assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", opset)]
     assert proto.ir_version == ir
@@ -68,7 +76,7 @@ def test_onnx_has_the_lowest_opset_and_ir_that_serve(
 
 def test_an_opset_that_is_asked_for_is_written(tmp_path: Path) -> None:
     config = load_config(None, ["export.opset=21"])
-    export_model(model_for("relu"), tmp_path, config, "f" * 64)
+    export(model_for("relu"), tmp_path, config)
     assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == 21
 
 
@@ -111,10 +119,27 @@ def test_safetensors_holds_every_weight_and_buffer(exported: Path) -> None:
     assert all(held[name].tobytes() == wanted[name].tobytes() for name in wanted)
 
 
+def test_other_weights_give_the_files_of_a_model_traced_with_them(tmp_path: Path) -> None:
+    """In a process of its own each, as a second trace names things differently."""
+    code = """if True:
+        import sys, pathlib
+        from tests.test_export import Exporter, load_config, model_for
+        first, folder = sys.argv[1:]
+        exporter = Exporter(model_for("relu", f"seed={first}"), load_config(None))
+        exporter.write(model_for("relu", "seed=1").weights(), pathlib.Path(folder), "f" * 64)
+    """
+    for seed in ("1", "2"):
+        (tmp_path / seed).mkdir()
+        command = [sys.executable, "-c", code, seed, str(tmp_path / seed)]
+        subprocess.run(command, cwd=ROOT, check=True)
+    for path in (tmp_path / "1").iterdir():
+        assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes(), path.name
+
+
 def test_exporting_leaves_the_trained_model_as_it_is(tmp_path: Path) -> None:
     model = model_for("relu").train()
     before = model.weights()
-    export_model(model, tmp_path, load_config(None), "f" * 64)
+    export(model, tmp_path, load_config(None))
     assert model.training
     assert all(before[name].tobytes() == value.tobytes() for name, value in model.weights().items())
 
@@ -140,5 +165,5 @@ def test_what_is_exported_agrees(hidden: str, tmp_path: Path) -> None:
 
     reference = Reference.of_model(model.weights(), "relu", (1, 3), ROWS[:40], answer)
     write_goldens(tmp_path, reference.golden_input, reference.golden_output)
-    export_model(model, tmp_path, config, "f" * 64)
+    export(model, tmp_path, config)
     verify_files(tmp_path, reference).require_agreement()

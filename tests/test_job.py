@@ -12,14 +12,14 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from job import export, pipeline
+from job import pipeline
 from job.clock import Clock
 from job.config import load_config
 from job.errors import Diverged, ExportMismatch
-from job.model import MLP
+from job.forkserver import ForkServer
 from job.verify import verify_published
 
-from .conftest import SMALL, Job
+from .conftest import SMALL, Boot, Job
 
 FILES = {
     "golden/input.npy",
@@ -207,39 +207,57 @@ def test_without_an_id_every_run_gets_its_own(job: Job, tmp_path: Path) -> None:
 # What ends badly. In-process, so that one part can be made to go wrong.
 
 
-def run_here(output: Path, *overrides: str) -> Path:
+def run_here(output: Path, *overrides: str, run_id: str = "run") -> Path:
     config = load_config(None, [*SMALL, f"output.dir={output}", *overrides])
-    return pipeline.run_job(config, "run", Clock(0.0))
+    with ForkServer() as server:
+        return pipeline.run_job(config, run_id, Clock(0.0), server)
 
 
 def nothing_published(output: Path) -> bool:
     return not list((output / "runs").iterdir()) and not (output / "latest").is_symlink()
 
 
-def wrong_bias(write: object, *arguments: object, **keywords: object) -> None:
-    """The real exporter, then one bias dropped from the ONNX file."""
-    import onnx
+# In a fork server: the real exporter, then one bias dropped from the ONNX file.
+WRONG_BIAS = """
+import numpy, onnx
+from job import export
+right = export.write_onnx
+def wrong(exported, path, opset, fingerprint):
+    right(exported, path, opset, fingerprint)
+    if fingerprint == "preflight":
+        return
+    model = onnx.load(path)
+    for weight in model.graph.initializer:
+        if weight.name == "network.0.bias":
+            zeros = numpy.zeros(list(weight.dims), numpy.float32)
+            weight.CopyFrom(onnx.numpy_helper.from_array(zeros, weight.name))
+    onnx.save(model, path)
+export.write_onnx = wrong
+"""
 
-    write(*arguments, **keywords)  # type: ignore[operator]
-    path = Path(str(arguments[1]))
-    proto = onnx.load(path)
-    for initializer in proto.graph.initializer:
-        if initializer.name == "network.0.bias":
-            dropped = np.zeros_like(onnx.numpy_helper.to_array(initializer))
-            initializer.CopyFrom(onnx.numpy_helper.from_array(dropped, initializer.name))
-    onnx.save(proto, path)
+# In a fork server: every TorchScript file but the preflight's is that of an untrained model.
+UNTRAINED = """
+import torch
+from job import export
+right, written = export.write_torchscript, []
+def wrong(traced, path):
+    if written:
+        traced = export.trace(export.MLP(10, (100,), 1, "relu").eval(), torch.zeros(2, 10))
+    written.append(path)
+    right(traced, path)
+export.write_torchscript = wrong
+"""
 
 
-def test_a_wrong_export_is_81_and_nothing_is_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = export.write_onnx
-    monkeypatch.setattr(export, "write_onnx", lambda *a, **k: wrong_bias(right, *a, **k))
+def test_a_wrong_export_is_81_and_nothing_is_published(tmp_path: Path, boot: Boot) -> None:
+    boot(WRONG_BIAS)
+    output = tmp_path / "out"
     with pytest.raises(ExportMismatch, match=r"model\.onnx") as caught:
-        run_here(tmp_path)
+        run_here(output)
     assert caught.value.code == 81
-    assert nothing_published(tmp_path)
-    evidence = tmp_path / "failed" / "run"
+    assert "untrained" not in str(caught.value)
+    assert nothing_published(output)
+    evidence = output / "failed" / "run"
     assert {p.name for p in evidence.iterdir()} == {
         "report.html",
         "verification.json",
@@ -255,32 +273,22 @@ def test_a_wrong_export_is_81_and_nothing_is_published(
     assert "It parts from the model at network.0. The input is in" in " ".join(report.split())
 
 
-def test_a_wrong_export_never_replaces_the_last_good_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = load_config(None, [*SMALL, f"output.dir={tmp_path}"])
-    good = pipeline.run_job(config, "good", Clock(0.0))
-    right = export.write_onnx
-    monkeypatch.setattr(export, "write_onnx", lambda *a, **k: wrong_bias(right, *a, **k))
+def test_a_wrong_export_never_replaces_the_last_good_one(tmp_path: Path, boot: Boot) -> None:
+    output = tmp_path / "out"
+    good = run_here(output, run_id="good")
+    boot(WRONG_BIAS)
     with pytest.raises(ExportMismatch):
-        pipeline.run_job(config, "bad", Clock(0.0))
-    assert (tmp_path / "latest").resolve() == good.resolve()
-    assert not verify_published(tmp_path / "latest").faults
+        run_here(output, run_id="bad")
+    assert (output / "latest").resolve() == good.resolve()
+    assert not verify_published(output / "latest").faults
 
 
-def test_a_swapped_torchscript_is_81_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    right = export.write_torchscript
-
-    def untrained(model: MLP, example: torch.Tensor, path: Path) -> None:
-        wrong = MLP(10, (100,), 1, "relu").eval()
-        right(wrong, example, path)
-
-    monkeypatch.setattr(export, "write_torchscript", untrained)
-    with pytest.raises(ExportMismatch, match=r"model\.torchscript\.pt"):
-        run_here(tmp_path)
-    assert nothing_published(tmp_path)
+def test_a_swapped_torchscript_is_81_too(tmp_path: Path, boot: Boot) -> None:
+    boot(UNTRAINED)
+    with pytest.raises(ExportMismatch, match=r"model\.torchscript\.pt") as caught:
+        run_here(tmp_path / "out")
+    assert "untrained" not in str(caught.value)
+    assert nothing_published(tmp_path / "out")
 
 
 def test_divergence_leaves_a_report_and_nothing_published(tmp_path: Path) -> None:

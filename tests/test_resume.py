@@ -65,13 +65,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # Where a kill comes, in the order of the run, and the epochs that the attempt sees to their end.
 KILLS = [
-    ("job.pipeline:preflight_in_child", 1, []),
     ("job.pipeline:load_data", 1, []),
+    ("job.pipeline:Artifacts", 1, []),
     ("job.train.backprop:update", 3, []),
     ("job.train.backprop:update", 10, [1]),  # in the middle of the second
     ("job.train.checkpoint:move_folder", 1, [2]),  # the checkpoint is written, not renamed
     ("job.train.backprop:update", 5, []),  # the second again
-    ("job.export:write_onnx", 1, [2, 3]),
+    ("job.pipeline:reference_of", 1, [2, 3]),
     ("job.pipeline:verify_in_fresh_process", 1, []),
     ("job.publish:write_manifest", 1, []),
     ("job.publish:move_folder", 1, []),
@@ -108,7 +108,7 @@ def test_killed_after_it_became_visible_it_is_published_all_the_same(
 
 
 def test_a_damaged_newest_checkpoint_costs_one_interval_more(whole: Path, tmp_path: Path) -> None:
-    process = disturbed("SIGKILL", "job.export:write_onnx", 1, "--output", str(tmp_path))
+    process = disturbed("SIGKILL", "job.pipeline:reference_of", 1, "--output", str(tmp_path))
     process.communicate()
     (checkpoint,) = tmp_path.glob("work/runs/*/checkpoints/21")
     (checkpoint / "tensors.safetensors").write_bytes(b"")
@@ -124,26 +124,25 @@ def test_a_damaged_newest_checkpoint_costs_one_interval_more(whole: Path, tmp_pa
 
 MOMENTS = [
     ("import:torch", 1),
-    ("import:onnx", 1),
     ("job.pipeline:choose_device", 1),
     ("job.pipeline:prepare_output", 1),
     ("job.pipeline:claim", 1),
     ("job.record:say_start", 1),
-    ("job.pipeline:preflight_in_child", 1),
-    ("job.child:_wait", 1),  # the preflight's process is running
     ("job.pipeline:load_data", 1),
     ("job.pipeline:build_model", 1),
+    ("job.pipeline:Artifacts", 1),
+    ("job.artifacts:reference_of", 1),
     ("job.train.backprop:update", 1),
     ("job.train.backprop:update", 4),
     ("job.train.loop:evaluate", 1),
     ("job.train.loop:save_checkpoint", 1),
     ("job.train.checkpoint:move_folder", 1),
     ("job.pipeline:evaluate", 1),
-    ("job.export:write_torchscript", 1),
-    ("job.export:export_program", 1),
-    ("job.export:write_onnx", 1),
+    ("job.pipeline:batches_to_verify", 1),
+    ("job.pipeline:reference_of", 1),
+    ("job.forkserver:_packed", 3),  # the process that exports is asked for the trained files
     ("job.pipeline:verify_in_fresh_process", 1),
-    ("job.child:_wait", 1),  # the verifying process is running
+    ("job.forkserver:_packed", 5),  # the verifying process is asked
     ("job.record:write_verification", 1),
     ("job.record:write_report", 1),
     ("job.publish:file_entries", 1),
@@ -187,7 +186,7 @@ def test_a_signal_after_it_became_visible_changes_nothing(tmp_path: Path) -> Non
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A run that is in a library call which takes its time."""
-    process = disturbed("hold", "job.export:write_onnx", 1, "--output", str(tmp_path))
+    process = disturbed("hold", "job.pipeline:reference_of", 1, "--output", str(tmp_path))
     assert process.stderr is not None
     assert any(line == "held\n" for line in process.stderr)
     yield process
@@ -243,15 +242,21 @@ def test_a_command_with_nothing_to_save_ends_with_the_first_signal(
 
 
 def test_a_process_that_helps_ends_with_the_one_it_helps(tmp_path: Path) -> None:
-    """Killed while the preflight's process runs: nobody goes on in the background."""
-    process = disturbed("hold", "job.child:_wait", 1, "--output", str(tmp_path))
+    """Killed while another process exports: nobody goes on in the background."""
+    process = disturbed("hold", "job.forkserver:_packed", 3, "--output", str(tmp_path))
     assert process.stderr is not None
     assert any(line == "held\n" for line in process.stderr)
-    (children,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().splitlines()
-    (child,) = children.split()
+    (server,) = children_of(process.pid)
+    helpers = [server, *children_of(server)]
+    assert len(helpers) == 2
     process.kill()
     process.communicate()
-    subprocess.run(["tail", f"--pid={child}", "-f", "/dev/null"], check=True, timeout=60)
+    for helper in helpers:
+        subprocess.run(["tail", f"--pid={helper}", "-f", "/dev/null"], check=True, timeout=60)
+
+
+def children_of(process: int) -> list[int]:
+    return [int(n) for n in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def test_without_an_id_only_the_same_configuration_is_adopted(tmp_path: Path) -> None:

@@ -20,13 +20,12 @@ from torch import nn
 
 from job.config import load_config
 from job.errors import DataError, ExportMismatch, JobError
-from job.export import export_model, write_goldens, write_torchscript
+from job.export import Exporter, trace, write_goldens, write_torchscript
 from job.model import MLP, build_model
 from job.train import predict
 from job.verify import (
     Reference,
     verify_files,
-    verify_in_fresh_process,
     verify_published,
     verify_staged,
 )
@@ -34,6 +33,8 @@ from job.verify.battery import Case, cases
 from job.verify.compare import compare
 from job.verify.oracle import ACTIVATIONS, Answer, Oracle
 from job.verify.weights import read_safetensors
+
+from .conftest import Boot, verify_in_a_worker
 
 CPU = torch.device("cpu")
 Array = NDArray[Any]
@@ -120,7 +121,7 @@ def test_activations_in_every_engine_stay_within_their_own_error(
         nn.init.ones_(layer.weight)  # type: ignore[arg-type]
         nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     config = load_config(None, [f"model.activation={activation}", "data.kind=noise"])
-    export_model(model, tmp_path, config, "f" * 64)
+    Exporter(model, config).write(model.weights(), tmp_path, "f" * 64)
     reference = Reference.of_model(
         model.weights(), activation, (len(x),), x, lambda rows: predict(model, rows, CPU)
     )
@@ -219,7 +220,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reference]:
     model, x = random_model(1, [16, 8], "relu")
     reference = reference_of(model, "relu", x)
     write_goldens(folder, reference.golden_input, reference.golden_output)
-    export_model(model, folder, load_config(None), "f" * 64)
+    Exporter(model, load_config(None)).write(model.weights(), folder, "f" * 64)
     verify_files(folder, reference).require_agreement()
     return folder, reference
 
@@ -388,7 +389,7 @@ def test_a_wrong_torchscript_file_is_refused(
     folder = shutil.copytree(right[0], tmp_path / "wrong")
     model, _ = random_model(1, [16, 8], "relu")
     example = torch.zeros(4, 10)
-    write_torchscript(Wrapped(model, wrong), example, folder / "model.torchscript.pt")  # type: ignore[arg-type]
+    write_torchscript(trace(Wrapped(model, wrong), example), folder / "model.torchscript.pt")
     verification = verify_files(folder, right[1])
     assert verification.faults
     assert all(fault.startswith("model.torchscript.pt") for fault in verification.faults)
@@ -403,7 +404,7 @@ def test_a_file_of_another_model_is_refused(
     folder = shutil.copytree(right[0], tmp_path / "wrong")
     model, _ = random_model(2, [16, 8], "relu")
     (tmp_path / "other").mkdir()
-    export_model(model, tmp_path / "other", load_config(None), "f" * 64)
+    Exporter(model, load_config(None)).write(model.weights(), tmp_path / "other", "f" * 64)
     shutil.copy(tmp_path / "other" / name, folder / name)
     assert any(fault.startswith(name) for fault in verify_files(folder, right[1]).faults)
 
@@ -466,7 +467,7 @@ def test_the_fresh_process_finds_what_this_one_finds(
 ) -> None:
     folder, reference = right
     here = verify_staged(folder, reference)
-    there = verify_in_fresh_process(folder, reference, tmp_path)
+    there = verify_in_a_worker(folder, reference, tmp_path)
     assert there == here
     assert len(there.comparisons) > 50
 
@@ -479,18 +480,20 @@ def test_a_verifying_process_that_dies_is_no_pass(
     (tmp_path / "onnxruntime.py").write_text(f"import os, sys\n{death}\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises((JobError, OSError)) as caught:
-        verify_in_fresh_process(*right, tmp_path)
+        verify_in_a_worker(*right, tmp_path)
     assert not isinstance(caught.value, ExportMismatch)
 
 
 def test_a_verifying_process_that_ends_badly_after_its_result_is_no_pass(
-    right: tuple[Path, Reference], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    right: tuple[Path, Reference], tmp_path: Path, boot: Boot
 ) -> None:
-    shim = "import atexit, os\natexit.register(os._exit, 3)\n"
-    (tmp_path / "sitecustomize.py").write_text(shim)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    boot(
+        "import os, job.verify.fresh as fresh\n"
+        "save = fresh.save_result\n"
+        "fresh.save_result = lambda *found: (save(*found), os._exit(3))"
+    )
     with pytest.raises(JobError, match="ended with 3"):
-        verify_in_fresh_process(*right, tmp_path)
+        verify_in_a_worker(*right, tmp_path)
 
 
 def test_a_reference_survives_its_file(right: tuple[Path, Reference], tmp_path: Path) -> None:

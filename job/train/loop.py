@@ -81,14 +81,16 @@ def train(
     device: torch.device,
     checkpoints: Path,
     on_epoch: Callable[[EpochRecord], None],
+    on_step: Callable[[], None] = lambda: None,
     ranks: Ranks | None = None,
 ) -> Training:
     """Trains `model` in place on the training rows; it ends on `device`, in eval mode.
 
     Goes on from the newest checkpoint in the folder `checkpoints`, if there is one, and leaves
     its own there; the last is that of the end. `on_epoch` is called with the record of each epoch
-    as it ends, those that an earlier attempt made included. Of several `ranks`, all of which call
-    this alike, only the first reads and leaves checkpoints.
+    as it ends, those that an earlier attempt made included; `on_step` before each step, which does
+    not come if it raises. Of several `ranks`, all of which call this alike, only the first reads
+    and leaves checkpoints.
 
     Raises:
         Diverged: a loss or a gradient was not finite; names epoch and step.
@@ -100,7 +102,7 @@ def train(
     total = config.train.epochs * trainer.rows
     with progress(total, "rows", trainer.training.rows) as advance:
         while not trainer.done:
-            on_epoch(trainer.train_epoch(advance))
+            on_epoch(trainer.train_epoch(advance, on_step))
             trainer.saver.after_epoch(last=trainer.done)
     trainer.take_best()
     return trainer.training
@@ -163,12 +165,14 @@ class Trainer:
         stopped = stopping is not None and epochs - self.training.best >= stopping.patience
         return stopped or epochs == self.config.train.epochs
 
-    def train_epoch(self, advance: Callable[..., object]) -> EpochRecord:
+    def train_epoch(
+        self, advance: Callable[..., object], on_step: Callable[[], None]
+    ) -> EpochRecord:
         """The steps of the epoch that are not done yet, and its record; `advance` moves a bar."""
         training, epochs = self.training, self.config.train.epochs
         epoch = len(training.epochs) + 1
         with tf32(self.tf32):
-            self._rest_of_epoch(epoch, advance)
+            self._rest_of_epoch(epoch, advance, on_step)
         metrics = self.ranks.from_first(
             lambda: evaluate(self.model, self.validation, self.config.train, self.device)
         )
@@ -218,12 +222,15 @@ class Trainer:
                 best=best,
             )
 
-    def _rest_of_epoch(self, epoch: int, advance: Callable[..., object]) -> None:
+    def _rest_of_epoch(
+        self, epoch: int, advance: Callable[..., object], on_step: Callable[[], None]
+    ) -> None:
         training, size = self.training, self.config.train.batch_size
         batches = _shuffled(self.rows, size, self.config.seed_number, epoch, self.device)
         done = training.steps - (epoch - 1) * self.steps_per_epoch
         stopwatch = time.perf_counter()
         for rows in batches[done:]:
+            on_step()
             try:
                 loss = self._step(rows)
             except Diverged as reason:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from job.child import run_child
 from job.errors import JobError
+from job.forkserver import ForkServer
 from job.verify.compare import Comparison
 from job.verify.diagnose import Diagnosis
 from job.verify.files import FAILING_INPUT, Verification, verify_files
@@ -17,8 +17,10 @@ from job.verify.reference import Reference
 from job.verify.selftest import self_check
 
 
-def verify_in_fresh_process(folder: Path, reference: Reference, work: Path) -> Verification:
-    """What `verify_staged` finds in a new interpreter, which is told nothing but files.
+def verify_in_fresh_process(
+    server: ForkServer, folder: Path, reference: Reference, work: Path
+) -> Verification:
+    """What `verify_staged` finds in a new process, which is told nothing but files.
 
     `work` is a private folder through which reference and result are handed over.
 
@@ -30,11 +32,22 @@ def verify_in_fresh_process(folder: Path, reference: Reference, work: Path) -> V
     with tempfile.TemporaryDirectory(dir=work) as handover:
         question, result = Path(handover) / "reference.safetensors", Path(handover) / "result.json"
         reference.save(question)
-        run_child("job.verify", str(folder), str(question), str(result))
+        worker = server.worker("job.verify.fresh:Verifier")
+        worker.call("verify", str(folder), str(question), str(result))
+        worker.wait()
+        worker.close()
         try:
             return _read(result)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise JobError(f"the verifying process left no result: {error!r}") from None
+
+
+class Verifier:
+    """The other end, in that process."""
+
+    def verify(self, folder: str, question: str, result: str) -> None:
+        """Writes what `verify_staged` finds to the file `result`."""
+        save_result(verify_staged(Path(folder), Reference.load(Path(question))), Path(result))
 
 
 def verify_staged(folder: Path, reference: Reference) -> Verification:
@@ -47,7 +60,7 @@ def verify_staged(folder: Path, reference: Reference) -> Verification:
 
 
 def save_result(verification: Verification, result: Path) -> None:
-    """The other end: writes what `verify_in_fresh_process` reads."""
+    """Writes what `_read` reads."""
     diagnosis = verification.diagnosis
     found = {
         "comparisons": [asdict(c) for c in verification.comparisons],

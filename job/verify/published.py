@@ -15,6 +15,9 @@ from job.verify.files import ALWAYS, MODEL_FILES, Verification, verify_files
 from job.verify.reference import Reference
 from job.verify.weights import weights_of
 
+# A manifest that says more is not followed.
+MAX_THREADS = 1024
+
 
 def verify_published(folder: Path) -> Verification:
     """Everything that can be checked of a published folder with what is installed here, and where
@@ -36,12 +39,23 @@ def judge_published(folder: Path) -> tuple[Verification, Reference]:
         raise MissingInputError("nothing here can run the models; install onnxruntime")
     _require_listed(folder, manifest["files"])
     reference = reference_of(folder, manifest)
+    _compute_as_then(manifest)
     verification = verify_files(folder, reference)
     for name, digest in verification.sha256.items():
         # The bytes that were verified are the ones whose hash was checked.
         if manifest["files"][name]["sha256"] != digest:
             raise DataError(f"{folder}: {name} changed while it was verified")
     return verification, reference
+
+
+def _compute_as_then(manifest: dict[str, Any]) -> None:
+    """With as many threads as before publishing: another number rounds differently."""
+    device = manifest.get("device")
+    threads = device.get("threads") if isinstance(device, dict) else None
+    if importlib.util.find_spec("torch") and type(threads) is int and 1 <= threads <= MAX_THREADS:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def _require_listed(folder: Path, files: Any) -> None:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from job.config import Task, load_config
-from job.export import export_model, write_goldens
+from job.export import Exporter, write_goldens
 from job.model import MLP, Unstandardise
 from job.verify import Reference
 from job.verify.oracle import ACTIVATIONS, Oracle
@@ -47,7 +47,7 @@ class Sample:
         reference = self.reference()
         folder.mkdir(exist_ok=True)
         write_goldens(folder, reference.golden_input, reference.golden_output)
-        export_model(self.model, folder, config, "f" * 64)
+        Exporter(self.model, config).write(self.model.weights(), folder, "f" * 64)
         return reference
 
 

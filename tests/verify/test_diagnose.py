@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,12 @@ import pytest
 import torch
 
 from job.errors import ExportMismatch
-from job.export import write_torchscript
+from job.export import trace, write_torchscript
 from job.model import MLP
-from job.verify import Reference, Verification, verify_files, verify_in_fresh_process
+from job.verify import Reference, Verification, verify_files
 from job.verify.diagnose import Diagnosis
 from job.verify.mutants import Mutant, mutants
+from tests.conftest import Boot, verify_in_a_worker
 
 from .models import sample
 from .test_exports import Wrong
@@ -140,8 +140,8 @@ def test_it_comes_out_of_the_verifying_process_and_is_written_as_files(
         return answer
 
     wrong = Wrong(sample(0, (16, 8), "tanh", x_mean=3, y_mean=2, y_std=5).model, forward)
-    write_torchscript(wrong, torch.zeros(2, 10), folder / "model.torchscript.pt")  # type: ignore[arg-type]
-    found = verify_in_fresh_process(folder, right[1], tmp_path)
+    write_torchscript(trace(wrong, torch.zeros(2, 10)), folder / "model.torchscript.pt")
+    found = verify_in_a_worker(folder, right[1], tmp_path)
     with pytest.raises(ExportMismatch):
         found.require_agreement()
     found.write(tmp_path)
@@ -163,32 +163,18 @@ def test_where_all_agree_there_is_nothing_to_explain(
 
 
 def test_a_verifier_that_fails_its_self_check_publishes_nothing(
-    right: tuple[Path, Reference], tmp_path: Path, blind: Callable[[], None]
+    right: tuple[Path, Reference], tmp_path: Path, boot: Boot
 ) -> None:
     """Its comparisons pass everything: the files are right, and yet nothing is proven."""
-    blind()
-    found: Verification = verify_in_fresh_process(*right, tmp_path)
+    boot(
+        "import job.verify.files as files\n"
+        "from job.verify import Comparison\n"
+        "files.compare = lambda a, e, c, got, x, *_: Comparison(\n"
+        "    a, e, c.name, len(c.x), compared=len(c.x))"
+    )
+    found: Verification = verify_in_a_worker(*right, tmp_path)
     assert all(comparison.passed for comparison in found.comparisons)
     rejected, of = found.mutants
     assert rejected < of
     with pytest.raises(ExportMismatch, match=r"failed its self-check: .*survived"):
         found.require_agreement()
-
-
-@pytest.fixture
-def blind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Makes every new interpreter's verifier pass all numbers."""
-
-    def switch() -> None:
-        (tmp_path / "boot").mkdir()
-        (tmp_path / "boot" / "sitecustomize.py").write_text(
-            "import sys\n"
-            "if 'job.verify' in sys.orig_argv:\n"
-            "    import job.verify.files as f\n"
-            "    from job.verify import Comparison\n"
-            "    f.compare = lambda a, e, c, got, x, *_: Comparison(\n"
-            "        a, e, c.name, len(c.x), compared=len(c.x))\n"
-        )
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "boot"))
-
-    return switch

@@ -13,7 +13,7 @@ from torch import nn
 
 from job.config import Task
 from job.errors import ExportMismatch
-from job.export import write_torchscript
+from job.export import trace, write_torchscript
 from job.model import MLP
 from job.verify import Reference, verify_files, verify_staged
 from job.verify.engines import load_onnx
@@ -200,7 +200,7 @@ def test_a_wrong_torchscript_file_with_the_right_weights_is_refused(
 ) -> None:
     folder = shutil.copytree(positive[0], tmp_path / "wrong")
     wrong = Wrong(positive_sample().model, forward)
-    write_torchscript(wrong, torch.zeros(2, 10), folder / "model.torchscript.pt")  # type: ignore[arg-type]
+    write_torchscript(trace(wrong, torch.zeros(2, 10)), folder / "model.torchscript.pt")
     faults = verify_files(folder, positive[1]).faults
     assert faults
     assert all(fault.startswith("model.torchscript.pt in torch.jit") for fault in faults)

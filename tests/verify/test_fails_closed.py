@@ -11,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from job.errors import ExportMismatch, JobError
-from job.verify import Comparison, Reference, Verification, verify_files, verify_in_fresh_process
+from job.verify import Comparison, Reference, Verification, verify_files
 from job.verify.battery import Case
 from job.verify.compare import NOISE_LIMIT, compare
 from job.verify.oracle import Answer, Oracle
+from tests.conftest import Boot, verify_in_a_worker
 
 from .models import sample
 
@@ -147,44 +148,37 @@ def test_a_file_that_cannot_be_read_is_a_fault_that_names_it(
 
 # A process of its own.
 
-BOOT = "sitecustomize.py"
-
-
-@pytest.fixture
-def boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that every new interpreter runs first."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "boot"))
-    (tmp_path / "boot").mkdir()
-    return tmp_path / "boot" / BOOT
-
 
 def test_another_process_verifies(
-    right: tuple[Path, Reference], tmp_path: Path, boot: Path
+    right: tuple[Path, Reference], tmp_path: Path, boot: Boot
 ) -> None:
     note = tmp_path / "pid"
-    boot.write_text(f"import os; open({str(note)!r}, 'w').write(str(os.getpid()))")
-    verify_in_fresh_process(*right, tmp_path).require_agreement()
+    boot(f"import os; open({str(note)!r}, 'w').write(str(os.getpid()))")
+    verify_in_a_worker(*right, tmp_path).require_agreement()
     assert int(note.read_text()) != os.getpid()
 
 
 @pytest.mark.parametrize("end", ["os._exit(0)", "os._exit(81)", "os.kill(os.getpid(), 11)"])
 def test_an_earlier_result_is_no_answer(
-    end: str, right: tuple[Path, Reference], tmp_path: Path, boot: Path
+    end: str, right: tuple[Path, Reference], tmp_path: Path, boot: Boot
 ) -> None:
-    verify_in_fresh_process(*right, tmp_path).require_agreement()
-    boot.write_text(f"import os; {end}")
-    with pytest.raises(JobError, match=r"job\.verify ended|left no result") as caught:
-        verify_in_fresh_process(*right, tmp_path)
+    verify_in_a_worker(*right, tmp_path).require_agreement()
+    boot(f"import os; {end}")
+    with pytest.raises(JobError, match=r"the fork server (ended|was killed)") as caught:
+        verify_in_a_worker(*right, tmp_path)
     assert not isinstance(caught.value, ExportMismatch)
 
 
 @pytest.mark.parametrize("result", ["", "[]", '{"comparisons": []}', '{"comparisons": [{}]}'])
 def test_half_a_result_is_no_answer(
-    result: str, right: tuple[Path, Reference], tmp_path: Path, boot: Path
+    result: str, right: tuple[Path, Reference], tmp_path: Path, boot: Boot
 ) -> None:
-    boot.write_text(f"import os, sys; open(sys.orig_argv[-1], 'w').write({result!r}); os._exit(0)")
+    boot(
+        "import job.verify.fresh as fresh\n"
+        f"fresh.save_result = lambda _, result: result.write_text({result!r})"
+    )
     with pytest.raises(JobError, match="left no result"):
-        verify_in_fresh_process(*right, tmp_path)
+        verify_in_a_worker(*right, tmp_path)
 
 
 def test_nothing_is_imported_from_the_working_directory(
@@ -193,7 +187,7 @@ def test_nothing_is_imported_from_the_working_directory(
     for name in ("job", "numpy", "json"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
-    verify_in_fresh_process(*right, tmp_path).require_agreement()
+    verify_in_a_worker(*right, tmp_path).require_agreement()
 
 
 def test_a_reference_is_the_same_after_its_file(
