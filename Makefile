@@ -25,7 +25,6 @@ setup: $(READY)  ## make .venv/ from the hash-pinned lock
 
 $(READY): requirements/install.py requirements/cpu.txt requirements/cuda.txt requirements/dev.txt
 	@$(PYTHON) requirements/install.py $(VENV)
-	@touch $@
 
 train: $(READY)  ## run the job with job.yaml; ARGS="train.epochs=1" overrides a key
 	@$(VENV)/bin/python -m job train $(ARGS)

@@ -1,6 +1,9 @@
 """deploy/ agrees with the job: exit codes, configuration, version. No cluster is needed."""
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from job.errors import ExitCode
 from .conftest import ROOT
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
+OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
 SCHEDULERS = (ROOT / "docs" / "schedulers.md").read_text()
 
 # What must become of a Job when its pod ends with a code: the contract's advice to schedulers.
@@ -45,6 +49,34 @@ def load(path: Path) -> dict[str, Any]:
 def spec() -> dict[str, Any]:
     loaded: dict[str, Any] = load(KUBERNETES / "base" / "training.yaml")["spec"]
     return loaded
+
+
+def build(overlay: str) -> dict[str, Any]:
+    """The spec of the Job that plain kubectl makes of an overlay, or of a CronJob's Jobs."""
+    if shutil.which("kubectl") is None:
+        reason = "THERE IS NO KUBECTL: no overlay is built"
+        if "CI" in os.environ:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    command = ["kubectl", "kustomize", str(KUBERNETES / "overlays" / overlay)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    objects = {each["kind"]: each for each in yaml.safe_load_all(done.stdout)}
+    if "CronJob" in objects:
+        assert "Job" not in objects
+        objects["Job"] = objects["CronJob"]["spec"]["jobTemplate"]
+    spec: dict[str, Any] = objects["Job"]["spec"]
+    return spec
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def built(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return build(request.param)
+
+
+@pytest.fixture
+def pod(built: dict[str, Any]) -> dict[str, Any]:
+    pod: dict[str, Any] = built["template"]["spec"]
+    return pod
 
 
 def action(spec: dict[str, Any], code: int, conditions: tuple[str, ...] = ()) -> str:
@@ -88,6 +120,62 @@ def test_no_rule_names_a_code_that_the_job_does_not_have(spec: dict[str, Any]) -
 
 def test_ignored_failures_are_bounded_by_time(spec: dict[str, Any]) -> None:
     assert spec["activeDeadlineSeconds"] > 0
+
+
+def test_every_overlay_fails_and_ends_as_the_base_says(
+    spec: dict[str, Any], built: dict[str, Any]
+) -> None:
+    for field in (
+        "podFailurePolicy",
+        "podReplacementPolicy",
+        "activeDeadlineSeconds",
+        "ttlSecondsAfterFinished",
+    ):
+        assert built[field] == spec[field], field
+    assert built["backoffLimit"] >= spec["backoffLimit"]
+    assert built["template"]["spec"]["restartPolicy"] == "Never"  # podFailurePolicy asks for it
+
+
+def test_a_pod_runs_under_the_uid_of_its_job_and_says_how_it_ended(pod: dict[str, Any]) -> None:
+    """Not its own uid, by which a retry would begin anew, nor the Job's name, which comes again."""
+    [container] = pod["containers"]
+    [run_id] = [entry for entry in container["env"] if entry["name"] == "JOB_RUN_ID"]
+    label = run_id["valueFrom"]["fieldRef"]["fieldPath"]
+    assert label == "metadata.labels['batch.kubernetes.io/controller-uid']"
+    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+    assert "terminationMessagePath" not in container  # that of the default, where the job writes
+
+
+def test_a_pod_has_what_pod_security_does_not_ask_for(pod: dict[str, Any]) -> None:
+    """The rest is checked by `make k8s-validate`."""
+    [container] = pod["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert pod["automountServiceAccountToken"] is False
+    resources = container["resources"]
+    for name in ("cpu", "memory", "ephemeral-storage"):
+        assert name in resources["requests"]
+        assert name in resources["limits"]
+    [tmp] = [volume["emptyDir"] for volume in pod["volumes"] if "emptyDir" in volume]
+    assert tmp["sizeLimit"].endswith("Mi")
+    assert resources["limits"]["ephemeral-storage"].endswith("Gi")  # /tmp counts towards it
+
+
+def test_the_ranks_of_the_distributed_overlay_fit_together() -> None:
+    spec = build("distributed")
+    pod = spec["template"]["spec"]
+    arguments = pod["containers"][0]["args"]
+    options = dict(a.removeprefix("--").split("=") for a in arguments if a.startswith("--"))
+    assert spec["completionMode"] == "Indexed"
+    assert spec["completions"] == spec["parallelism"] == int(options["nnodes"])
+    assert options["node-rank"] == "$(JOB_COMPLETION_INDEX)"
+    service = load(KUBERNETES / "overlays" / "distributed" / "service.yaml")
+    name = service["metadata"]["name"]
+    assert pod["subdomain"] == name
+    assert options["master-addr"] == f"job-0.{name}"
+    assert service["spec"]["ports"][0]["port"] == int(options["master-port"])
+    assert service["spec"]["clusterIP"] == "None"
+    # torchrun passes SIGTERM on, and has killed its process before the pod is killed.
+    assert 30 < int(options["shutdown-timeout"]) < pod["terminationGracePeriodSeconds"]
 
 
 def test_the_configmap_is_made_from_the_shipped_job_yaml() -> None:

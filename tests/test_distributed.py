@@ -28,7 +28,11 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 @contextmanager
 def torchrun(
-    folder: Path, processes: int, *arguments: str, options: tuple[str, ...] = ()
+    folder: Path,
+    processes: int,
+    *arguments: str,
+    options: tuple[str, ...] = (),
+    program: tuple[str, ...] = ("-m", "job"),
 ) -> Iterator[subprocess.Popen[str]]:
     """The job under torchrun, with its streams in files of `folder`; gone afterwards."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("JOB")}
@@ -39,10 +43,14 @@ def torchrun(
                 f"--nproc-per-node={processes}",
                 "--standalone",
                 *options,
-                *("-m", "job", "train", *KEYS, *arguments, "--output", str(folder / "output")),
+                *(*program, "train", *KEYS, *arguments, "--output", str(folder / "output")),
             ],
             cwd=ROOT,
-            env={**kept, "JOB_TERMINATION_LOG": str(folder / "termination")},
+            env={
+                **kept,
+                "PYTHONPATH": str(ROOT),
+                "JOB_TERMINATION_LOG": str(folder / "termination"),
+            },
             stdout=out,
             stderr=err,
             text=True,
@@ -235,6 +243,36 @@ def test_a_killed_process_ends_the_job_which_says_why(tmp_path: Path, rank: int)
     assert entry["code"] == 74
     assert "another of the 2 processes is gone" in entry["reason"]
     assert not (tmp_path / "output" / "latest").exists()
+
+
+# The job itself, with less patience than the ten minutes of a real run.
+IMPATIENT = """
+import runpy
+from datetime import timedelta
+from job import ranks
+ranks.SILENCE = timedelta(seconds=20)
+runpy.run_module("job", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_silent_process_ends_the_job_which_says_why(tmp_path: Path) -> None:
+    """A stopped process keeps its connections: only time tells."""
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
+    with torchrun(tmp_path, 2, *LONG, "--run-id", "one") as process:
+        eventually(lambda: checkpointed(tmp_path))
+        process.terminate()
+        process.wait(timeout=60)
+    (tmp_path / "termination").unlink()
+    # From a checkpoint, because the others are silent while the first holds the preflight.
+    program = (str(tmp_path / "impatient.py"),)
+    with torchrun(tmp_path, 2, *LONG, "--run-id", "one", program=program) as process:
+        eventually(lambda: any(e["event"] == "epoch" for e in said(tmp_path)))
+        os.kill(worker(process, 0), signal.SIGSTOP)
+        assert process.wait(timeout=240) == 1  # after 20 s, and 30 that torchrun gives the stopped
+    entry = termination(tmp_path)
+    assert entry["code"] == 74
+    assert "does not answer (" in entry["reason"]
+    assert checkpointed(tmp_path)
 
 
 def test_another_number_of_processes_goes_on_and_says_why_bytes_may_differ(tmp_path: Path) -> None:

@@ -14,14 +14,17 @@ from tests.conftest import ROOT
 
 from .conftest import SHORT, Image, call, empty, make_open_folder, output_of
 
-# cron and the docker client beside the job; what would send mail keeps it.
+# cron and the docker client beside the job; what would send mail keeps it. The environment is as
+# ready as `make setup` would leave it; said when the container starts, since a layer from the
+# builder's cache may be older than the checkout's locks, and make would then install.
 DOCKERFILE = """
 FROM {image}
 USER 0
 RUN apt-get -qq update && apt-get -qq install --yes --no-install-recommends cron make busybox
 RUN mkdir /mail && printf '#!/bin/sh\\nexec cat > /mail/$$\\n' > /usr/sbin/sendmail \\
     && chmod +x /usr/sbin/sendmail
-ENTRYPOINT ["sh", "-c", "busybox syslogd -O /log && crontab /crontab && exec cron -f -L 6"]
+ENTRYPOINT ["sh", "-c", "touch /opt/venv/.ready && busybox syslogd -O /log \\
+    && crontab /crontab && exec cron -f -L 6"]
 """
 
 
@@ -60,7 +63,6 @@ def tick(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tic
         shutil.copytree(ROOT / name, make / name)
     for name in ("job.yaml", "Makefile"):
         shutil.copy(ROOT / name, make)
-    # As `make setup` would leave it.
     (make / ".venv").symlink_to("/opt/venv")
     right = lines(docker, make, image.tag, *SHORT)
     wrong = lines(docker, make, image.tag, "train.epoch=1")
@@ -69,7 +71,7 @@ def tick(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tic
     tag = f"{image.tag}-cron"
     subprocess.run(
         ["docker", "build", "--quiet", "--tag", tag, "-"],
-        input=DOCKERFILE.format(image=image.tag) + "RUN touch /opt/venv/.ready\n",
+        input=DOCKERFILE.format(image=image.tag),
         text=True,
         check=True,
     )

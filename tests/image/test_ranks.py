@@ -2,11 +2,15 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 
@@ -23,34 +27,80 @@ def network() -> Iterator[str]:
     call("docker", "network", "rm", "--force", name)
 
 
-def test_two_containers_are_two_ranks_of_one_run(image: Image, network: str, folder: Path) -> None:
-    """As the overlay starts them; what only the first mounts, the second does not miss."""
-    first, second = (f"rank-{n}-{token_hex(4)}" for n in (0, 1))
-
-    def command(name: str, rank: int, *options: str) -> list[str]:
-        return [
-            *("docker", "run", "--rm", "--name", name, "--hostname", name),
-            *("--network", network, "--read-only", "--cap-drop", "ALL", "--tmpfs", "/tmp"),
-            *options,
-            *("--entrypoint", "python", image.tag, "-m", "torch.distributed.run"),
-            *("--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}"),
-            *(f"--master-addr={first}", "--master-port=29500"),
-            *("-m", "job", "train", *SHORT, "device=cpu"),
-        ]
-
-    mount = ("--volume", f"{folder}:/artifacts", "--env", "JOB_RUN_ID=two")
-    containers = [
-        subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for line in (command(first, 0, *mount), command(second, 1))
+def command_of(rank: int, first: str) -> list[str]:
+    """What the overlay runs in the pod of that index, where the first is called `first`."""
+    [job] = [
+        p["patch"] for p in yaml.safe_load(OVERLAY.read_text())["patches"] if "Job" in p["patch"]
     ]
+    [container] = yaml.safe_load(job)["spec"]["template"]["spec"]["containers"]
+    return [
+        argument.replace("$(JOB_COMPLETION_INDEX)", str(rank)).replace("job-0.job", first)
+        for argument in (*container["command"], *container["args"])
+    ]
+
+
+class Pair:
+    """Two containers, each with a rank of one run; only the first has an output folder."""
+
+    def __init__(self, image: Image, network: str, folder: Path, *overrides: str) -> None:
+        self.names = [f"rank-{rank}-{token_hex(4)}" for rank in (0, 1)]
+        self.folder = folder.parent
+        self.processes = []
+        mount = ("--volume", f"{folder}:/artifacts", "--env", "JOB_RUN_ID=two")
+        log = ("--env", "JOB_TERMINATION_LOG=/artifacts/termination")
+        for rank, name in enumerate(self.names):
+            program, *arguments = command_of(rank, self.names[0])
+            command = [
+                *("docker", "run", "--rm", "--name", name, "--hostname", name),
+                *("--network", network, "--read-only", "--cap-drop", "ALL", "--tmpfs", "/tmp"),
+                *(() if rank else (*mount, *log)),
+                *("--entrypoint", program, image.tag, *arguments, *overrides),
+            ]
+            with open(self.folder / f"out-{rank}", "w") as out, open(self.err(rank), "w") as err:
+                self.processes.append(subprocess.Popen(command, stdout=out, stderr=err))
+
+    def err(self, rank: int) -> Path:
+        return self.folder / f"err-{rank}"
+
+    def training(self) -> bool:
+        """Has an epoch of this attempt ended?"""
+        return '"event": "epoch"' in self.err(0).read_text()
+
+    def end(self, timeout: float) -> list[tuple[int, str]]:
+        """Each one's exit code and stdout."""
+        codes = [process.wait(timeout) for process in self.processes]
+        return [(code, (self.folder / f"out-{r}").read_text()) for r, code in enumerate(codes)]
+
+
+@contextmanager
+def pair(image: Image, network: str, folder: Path, *overrides: str) -> Iterator[Pair]:
+    """Both under way; gone afterwards."""
+    started = Pair(image, network, folder, *overrides)
     try:
-        said = [container.communicate(timeout=300) for container in containers]
+        yield started
     finally:
-        call("docker", "rm", "--force", first, second)
-    assert [container.returncode for container in containers] == [0, 0], said
-    assert said[0][0] == "/artifacts/runs/two\n"
-    assert said[1][0] == ""
-    manifest = json.loads((folder / "runs" / "two" / "manifest.json").read_text())
+        call("docker", "rm", "--force", *started.names)
+        for process in started.processes:
+            process.wait()
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / "runs" / "two" / "manifest.json").read_text())
+    return manifest
+
+
+def eventually(seen: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not seen():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_containers_are_two_ranks_of_one_run(image: Image, network: str, folder: Path) -> None:
+    """By the overlay's own command; what only the first mounts, the second does not miss."""
+    with pair(image, network, folder, *SHORT) as both:
+        assert both.end(600) == [(0, "/artifacts/runs/two\n"), (0, "")], both.err(0).read_text()
+    manifest = manifest_of(folder)
     assert manifest["device"]["world_size"] == 2
     assert sum(manifest["training"]["rows_by_rank"]) == 16000
     assert len(manifest["training"]["rows_by_rank"]) == 2
@@ -58,7 +108,19 @@ def test_two_containers_are_two_ranks_of_one_run(image: Image, network: str, fol
     assert done.returncode == 0, done.stderr
 
 
-def test_the_overlay_starts_them_alike() -> None:
-    text = OVERLAY.read_text()
-    for option in ("--nnodes=2", "--nproc-per-node=1", "--master-port=29500", "--node-rank="):
-        assert option in text
+def test_a_lost_or_stopped_container_ends_both_and_the_run_resumes(
+    image: Image, network: str, folder: Path
+) -> None:
+    """A node that is gone, then a pod that is evicted: each time the one that holds nothing."""
+    keys = ("data.samples=200000", "train.epochs=100")
+    for how, code in ((("kill",), 74), (("stop", "--time", "120"), 75)):
+        with pair(image, network, folder, *keys) as both:
+            eventually(both.training)
+            output_of("docker", *how, both.names[1])
+            [(first, _), _] = both.end(180)  # by its connection: silence would take 600
+        assert first == 1  # torchrun's own; the log tells the job's
+        assert json.loads((folder / "termination").read_text())["code"] == code
+        image.run("/artifacts/termination", options=("--entrypoint", "rm"), folder=folder, user=0)
+    with pair(image, network, folder, *keys) as both:
+        assert both.end(600) == [(0, "/artifacts/runs/two\n"), (0, "")], both.err(0).read_text()
+    assert manifest_of(folder)["training"]["resumed"] == 2
