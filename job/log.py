@@ -7,6 +7,7 @@ is installed.
 import importlib.util
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from typing import Any, Literal
 Format = Literal["text", "json"]
 
 INFO, WARNING, CRITICAL = logging.INFO, logging.WARNING, logging.CRITICAL
+
+_RED, _GREEN, _YELLOW, _PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
 
 _logger = logging.getLogger("job")
 _logger.addHandler(logging.NullHandler())
@@ -27,11 +30,16 @@ def event(name: str, message: str = "", /, *, level: int = INFO, **fields: objec
 
 
 def configure(style: Format | None, *, quiet: bool) -> None:
-    """Sends events to stderr as text (the default on a terminal) or as JSON lines."""
+    """Sends events to stderr as text (the default on a terminal) or as JSON lines.
+
+    Text has colour on a terminal, unless NO_COLOR is set (no-color.org) or TERM is dumb.
+    """
     if style is None:
         style = "text" if sys.stderr.isatty() else "json"
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_TextLines() if style == "text" else _JsonLines())
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    colour = sys.stderr.isatty() and not plain
+    handler.setFormatter(_TextLines(colour=colour) if style == "text" else _JsonLines())
     _logger.handlers = [handler]
     _logger.propagate = False
     _logger.setLevel(CRITICAL if quiet else INFO)
@@ -76,8 +84,16 @@ def progress(total: int, unit: str, done: int = 0) -> Iterator[Callable[..., obj
 class _TextLines(logging.Formatter):
     """The message alone; it carries what a person wants of the fields."""
 
+    def __init__(self, *, colour: bool) -> None:
+        super().__init__()
+        self.colour = colour
+
     def format(self, record: logging.LogRecord) -> str:
-        return ("warning: " if record.levelno == WARNING else "") + record.getMessage()
+        text = ("warning: " if record.levelno == WARNING else "") + record.getMessage()
+        colours = {WARNING: _YELLOW, CRITICAL: _RED}
+        good = getattr(record, "event", None) == "end"
+        colour = colours.get(record.levelno, _GREEN if good else None)
+        return f"{colour}{text}{_PLAIN}" if self.colour and colour else text
 
 
 class _JsonLines(logging.Formatter):

@@ -207,20 +207,20 @@ def write_report(
     page = render_report(
         headline="Verified",
         good=True,
-        sentence="The model files agree with the trained model.",
+        sentence=_sentence(config, facts),
         run_id=facts["run_id"],
         facts={
             "run": facts["run_id"],
             "created": facts["created"],
             "model": _model(config, facts["signature"]),
-            "data": f"{config.data.kind}, {facts['data']['rows']:,} rows",
+            "data": f"{config.data.kind}, {facts['data']['rows']:,} rows, seed {config.seed}",
             "data digest": facts["data"]["sha256"],
             "device": "{type} ({name}; {reason}), threads: {threads}".format_map(facts["device"]),
             "training": f"{training.steps:,} steps, "
             f"{training.samples_per_second:,.0f} rows a second",
             "fingerprint": facts["fingerprint"],
-            "versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
-            "source": facts["source"]["revision"] or "unknown",
+            "versions": _listed(facts["versions"]),
+            **{name: value for name, value in facts["source"].items() if value},
         },
         epochs=[asdict(record) for record in training.epochs],
         loss=config.train.loss_metric,
@@ -244,7 +244,14 @@ def write_failure(run: Run, config: Config, verdict: Verdict) -> None:
         headline=f"{verdict.code.name} ({verdict.code:d}): nothing was published",
         sentence=str(verdict),
         run_id=run.id,
-        facts={"run": run.id, "model": _model(config), "data": config.data.kind},
+        facts={
+            "run": run.id,
+            "model": _model(config),
+            "data": f"{config.data.kind}, seed {config.seed}",
+            "device": f"{config.device}, as it was asked for",
+            "versions": _listed(versions()),
+        },
+        loss=config.train.loss_metric,
         epochs=[json.loads(line) for line in epochs.read_text().splitlines()]
         if epochs.exists()
         else [],
@@ -253,8 +260,28 @@ def write_failure(run: Run, config: Config, verdict: Verdict) -> None:
     (run.staging / "report.html").write_text(page)
 
 
+def _sentence(config: Config, facts: dict[str, Any]) -> str:
+    """What a reader wants to know first: do the files agree, and is the model any good."""
+    metric = config.train.loss_metric or "loss"
+    floor = facts["data"]["floor"].get(metric)
+    best = "" if floor is None else f"; no model can reach less than {floor:.4g}"
+    return (
+        f"The model files agree with the trained model in all "
+        f"{facts['verification']['comparisons']} comparisons. "
+        f"On the test rows its {metric} is {facts['metrics']['test'][metric]:.4g}{best}."
+    )
+
+
+def _listed(entries: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in entries.items())
+
+
 def _model(config: Config, signature: dict[str, Any] | None = None) -> str:
     """In a few words; without a signature those widths that the configuration says."""
-    ends = [signature[end][0]["shape"][1] if signature else "?" for end in ("inputs", "outputs")]
-    widths = "-".join(map(str, [ends[0], *config.model.hidden, ends[1]]))
-    return f"MLP {widths}, {config.model.activation}, {config.train.optimizer.name}"
+    hidden = [*map(str, config.model.hidden)]
+    if signature:
+        ends = [str(signature[end][0]["shape"][1]) for end in ("inputs", "outputs")]
+        shape = "-".join([ends[0], *hidden, ends[1]])
+    else:
+        shape = f"with hidden layers of {', '.join(hidden)}" if hidden else "without hidden layers"
+    return f"MLP {shape}, {config.model.activation}, {config.train.optimizer.name}"

@@ -20,13 +20,17 @@ from .conftest import ROOT, Job
 README = (ROOT / "README.md").read_text()
 
 
-def run_on_a_terminal(command: list[str]) -> tuple[int, str]:
+COLOUR = re.compile(r"\x1b\[\d*m")
+
+
+def run_on_a_terminal(command: list[str], **environment: str) -> tuple[int, str]:
     """Exit code and all that the terminal got, what was written over too."""
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JOB", "MAKE", "MFLAGS"))}
+    left_out = ("JOB", "MAKE", "MFLAGS", "NO_COLOR")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(left_out)} | {"TERM": "xterm"}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=kept, stdin=terminal, stdout=terminal, stderr=terminal
+        command, cwd=ROOT, env=kept | environment, stdin=terminal, stdout=terminal, stderr=terminal
     )
     os.close(terminal)
     seen = b""
@@ -53,6 +57,7 @@ def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def masked(line: str) -> str:
     """The line without what differs from run to run and from machine to machine."""
+    line = COLOUR.sub("", line)
     line = re.sub(r"\d{8}T\d{6}Z-[0-9a-f]{8}-[0-9a-f]{6}", "ID", line)
     line = re.sub(r" on \w+ \(.*?\), \d+ threads? \(.*\)$", " on DEVICE", line)
     return re.sub(r"\d[\d,.]*", "#", line)
@@ -64,6 +69,46 @@ def test_the_transcript_is_what_make_train_prints(default_run: tuple[Path, str])
     promised = block[1].splitlines()
     stays = [line.rpartition("\r")[2] for line in default_run[1].strip("\n").split("\n")]
     assert [masked(line) for line in stays] == [masked(line) for line in promised]
+
+
+def test_the_last_words_after_the_training_are_six_lines_at_most(
+    default_run: tuple[Path, str],
+) -> None:
+    stays = [line.rpartition("\r")[2] for line in default_run[1].strip("\n").split("\n")]
+    (last_epoch,) = (n for n, line in enumerate(stays) if line.startswith("epoch 5/5"))
+    summary = stays[last_epoch + 1 :]
+    assert 1 <= len(summary) <= 6
+    for part in ("0 failed", "test mse", "total", "OK (0)", "is published and verified"):
+        assert part in "\n".join(summary)
+    assert max(map(len, summary)) <= 120
+
+
+TYPO = [sys.executable, "-m", "job", "train", "train.epoch=1"]
+
+
+def test_the_verdict_has_colour_on_a_terminal_alone() -> None:
+    assert COLOUR.findall(run_on_a_terminal(TYPO)[1]) == ["\x1b[31m", "\x1b[0m"]
+    piped = subprocess.run(
+        [*TYPO, "--log-format", "text"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert piped.returncode == 78
+    assert "\x1b" not in piped.stderr
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_there_is_no_colour_where_none_is_wanted(environment: dict[str, str]) -> None:
+    code, seen = run_on_a_terminal(TYPO, **environment)
+    assert code == 78
+    assert "did you mean epochs?" in seen
+    assert "\x1b" not in seen
+
+
+def test_an_empty_no_color_is_none() -> None:
+    assert COLOUR.search(run_on_a_terminal(TYPO, NO_COLOR="")[1])
+
+
+def test_success_is_green(default_run: tuple[Path, str]) -> None:
+    assert "\x1b[32mOK (0): " in default_run[1]
 
 
 def test_a_bar_shows_epoch_losses_rate_and_remaining_time(

@@ -1,5 +1,6 @@
 """The report: one self-contained page, every value escaped, as a browser shows it."""
 
+import base64
 import html
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 from job.report import render_report
 
 from .conftest import run_job
+from .examples.browser import FLAGS, Page, chromium
 
 EPOCHS = [
     {"epoch": n, "training_loss": 10 / n, "validation": {"loss": 11 / n}} for n in range(1, 31)
@@ -193,17 +196,22 @@ def test_the_python_snippet_gives_the_answer_that_it_says(published: Path) -> No
 # In a real browser. -------------------------------------------------------------------------------
 
 
-def browse(url: str, tmp_path: Path, *options: str) -> tuple[str, str, set[str]]:
-    """The page's text after loading, the console's messages, and every address that was asked."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = shutil.which("chromium")
+    if found is None:
         if os.environ.get("CI"):
             pytest.fail("there is no Chromium; install it")
         pytest.skip("there is no Chromium: nobody has looked at the report")
+    return found
+
+
+def browse(browser: str, url: str, tmp_path: Path, *options: str) -> tuple[str, str, set[str]]:
+    """The page's text after loading, the console's messages, and every address that was asked."""
     log = tmp_path / "net.json"
     done = subprocess.run(
         [
-            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+            *(browser, *FLAGS, "--dump-dom"),
             *("--enable-logging=stderr", f"--log-net-log={log}", f"--user-data-dir={tmp_path}/d"),
             *options,
             url,
@@ -221,12 +229,11 @@ def browse(url: str, tmp_path: Path, *options: str) -> tuple[str, str, set[str]]
 
 
 def test_a_browser_shows_the_page_and_asks_nobody_for_anything(
-    published: Path, tmp_path: Path
+    browser: str, published: Path, tmp_path: Path
 ) -> None:
     picture = tmp_path / "page.png"
-    text, console, asked = browse(
-        f"file://{published.resolve()}/report.html", tmp_path, f"--screenshot={picture}"
-    )
+    address = f"file://{published.resolve()}/report.html"
+    text, console, asked = browse(browser, address, tmp_path, f"--screenshot={picture}")
     assert "Verified" in text
     assert text.count("</svg>") == 5
     assert console == ""
@@ -234,12 +241,122 @@ def test_a_browser_shows_the_page_and_asks_nobody_for_anything(
     assert picture.stat().st_size > 20_000
 
 
-def test_the_browser_would_have_told_of_errors_and_of_requests(tmp_path: Path) -> None:
+def test_the_browser_would_have_told_of_errors_and_of_requests(
+    browser: str, tmp_path: Path
+) -> None:
     bad = tmp_path / "bad.html"
     bad.write_text("<img src='http://127.0.0.1:9/x.png'><script>console.error('no')</script>")
-    _, console, asked = browse(f"file://{bad}", tmp_path)
+    _, console, asked = browse(browser, f"file://{bad}", tmp_path)
     assert '"no"' in console
     assert "http://127.0.0.1:9/x.png" in asked
+
+
+# Text against the page, and the colours of the drawings; as WCAG 2.2 reckons contrast.
+CONTRASTS = """(() => {
+  const parts = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255);
+  const light = (colour) => parts(colour)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const page = light(getComputedStyle(document.documentElement).backgroundColor);
+  const against = (colour) => {
+    const [low, high] = [page, light(colour)].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  };
+  const written = [...document.body.querySelectorAll("*")].filter((element) =>
+    [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()));
+  const texts = written.filter((element) => element.tagName !== "style").map((element) =>
+    against(getComputedStyle(element)[element.namespaceURI.endsWith("svg") ? "fill" : "color"]));
+  const drawn = [...document.querySelectorAll(".series :is(.dot, .rect, .line)")].map((element) =>
+    getComputedStyle(element)).map((style) => against(
+      style.fill === "none" || style.fillOpacity === "0" ? style.stroke : style.fill));
+  return { page, texts: texts.length, text: Math.min(...texts), drawing: Math.min(...drawn) };
+})()"""
+
+
+def opened(page: Page, path: Path, scheme: str, width: int, media: str = "screen") -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.call("Emulation.setEmulatedMedia", media=media, features=features)
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    page.call("Emulation.setDeviceMetricsOverride", **size)
+    page.call("Page.navigate", url=f"file://{path.resolve()}")
+    page.wait_for("document.readyState === 'complete' && document.querySelector('h1') !== null")
+
+
+@pytest.fixture(scope="module")
+def tab(browser: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with chromium(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module", params=["numbers", "classes", "failed"])
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("report") / "report.html"
+    kinds: dict[str, dict[str, Any]] = {
+        "numbers": {},
+        "classes": {
+            "signature": SIGNATURE | {"task": "classification", "outputs": CLASSES},
+            "answers": np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]]),
+        },
+        "failed": {
+            "headline": "MISMATCH (81)",
+            "verification": VERIFICATION | {"faults": ["model.onnx is wrong"]},
+        },
+    }
+    path.write_text(page(**kinds[request.param], good=request.param != "failed"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("scheme", "media"), [("light", "screen"), ("dark", "screen"), ("dark", "print")]
+)
+def test_all_of_it_can_be_read_in_light_and_dark_and_printed(
+    tab: Page, report: Path, scheme: str, media: str
+) -> None:
+    opened(tab, report, scheme, 1000, media)
+    seen = tab.evaluate(CONTRASTS)
+    paper = media == "print" or scheme == "light"
+    assert seen["page"] == 1 if paper else seen["page"] < 0.05
+    assert seen["texts"] > 50
+    assert seen["text"] >= 4.5
+    assert seen["drawing"] >= 3
+
+
+def test_a_phone_shows_all_of_its_width(tab: Page, report: Path) -> None:
+    opened(tab, report, "light", 375)
+    assert tab.evaluate("document.documentElement.scrollWidth") == 375
+    right = """Math.max(...[...document.querySelectorAll('svg')].map((e) =>
+      e.getBoundingClientRect().right))"""
+    assert tab.evaluate(right) <= 375
+    least = """Math.min(...[...document.querySelectorAll('svg')].map((e) =>
+      14 * e.getBoundingClientRect().width / e.viewBox.baseVal.width))"""
+    assert tab.evaluate(least) >= 9  # pixels that letters in a drawing are high
+
+
+def test_no_text_of_a_drawing_is_cut_off(tab: Page, report: Path) -> None:
+    opened(tab, report, "light", 1000)
+    outside = """[...document.querySelectorAll('svg text')].filter((text) => {
+      const [a, b] = [text, text.ownerSVGElement].map((e) => e.getBoundingClientRect());
+      const shown = a.width && getComputedStyle(text).visibility === 'visible';
+      return shown && (a.left < b.left - 1 || a.right > b.right + 1 || a.bottom > b.bottom + 1);
+    }).map((text) => text.textContent)"""
+    assert tab.evaluate(outside) == []
+    assert tab.evaluate("document.querySelectorAll('svg text').length") > 20
+
+
+def test_it_prints(tab: Page, report: Path) -> None:
+    opened(tab, report, "dark", 1000)
+    pdf = base64.b64decode(tab.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)["data"])
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 8
+
+
+def test_nothing_can_be_asked_for_even_by_what_got_into_it(tab: Page, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    asking = "<img src='http://127.0.0.1:9/x.png'><script>document.title = 'ran'</script>"
+    path.write_text(page().replace("</body>", f"{asking}</body>"))
+    opened(tab, path, "light", 1000)
+    assert tab.evaluate("document.title") == "Verified: one"
+    assert any("Content Security Policy" in each for each in tab.complaints)
+    tab.complaints.clear()
 
 
 def test_a_failed_run_leaves_a_page_that_says_what_failed(tmp_path: Path) -> None:

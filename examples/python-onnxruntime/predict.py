@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 folder, features = Path(sys.argv[1]), [float(value) for value in sys.argv[2:]]
 # From bytes: onnxruntime then never opens another file.
 session = onnxruntime.InferenceSession(

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 folder, features = Path(sys.argv[1]), [float(value) for value in sys.argv[2:]]
 model = torch.export.load(folder / "model.pt2").module()
 given = torch.from_numpy(np.load(folder / "golden" / "input.npy"))

@@ -20,7 +20,8 @@ from pygal.style import Style
 # Python 3.11 would warn of it in every import that finds nothing.
 sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, pygal.PluginImportFixer)]
 
-_COLOURS = ("var(--one)", "var(--two)", "var(--three)", "var(--four)", "var(--five)")
+_NAMES = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+_COLOURS = tuple(f"var(--{name})" for name in _NAMES)
 _STYLE = Style(
     background="transparent",
     plot_background="transparent",
@@ -29,35 +30,52 @@ _STYLE = Style(
     foreground_subtle="var(--rule)",
     guide_stroke_color="var(--rule)",
     major_guide_stroke_color="var(--rule)",
-    colors=_COLOURS * 2,
+    colors=_COLOURS,
     font_family="inherit",
-    label_font_size=13,
-    major_label_font_size=13,
-    legend_font_size=13,
-    title_font_size=13,
+    label_font_size=14,
+    major_label_font_size=14,
+    legend_font_size=14,
+    title_font_size=14,
     opacity="1",
+    stroke_width="2",
     transition="0s",
 )
 # Shares of a bound beyond these are drawn as these: an error of 0 has no logarithm.
 LEAST, MOST = 1e-6, 1e3
 
 
-def loss_by_epoch(epochs: Sequence[Mapping[str, Any]], floor: float | None) -> str:
+def loss_by_epoch(
+    epochs: Sequence[Mapping[str, Any]], floor: float | None, loss: str | None = None
+) -> str:
     """Training and validation loss, and the best that any model can reach where it is known."""
-    chart = _chart(pygal.XY, x_title="epoch", x_value_formatter=lambda v: f"{v:.0f}")
+    chart = _chart(
+        pygal.XY,
+        x_title="epoch",
+        y_title=loss or "loss",
+        x_value_formatter=lambda v: f"{v:.0f}",
+        dots_size=2,
+        height=350,
+        margin_bottom=45,
+        legend_at_bottom=True,
+        legend_at_bottom_columns=2,
+        truncate_legend=-1,
+    )
     numbers = [epoch["epoch"] for epoch in epochs]
     chart.x_labels = numbers[:: -(-len(numbers) // 10)]
     chart.add("training", [(e["epoch"], e["training_loss"]) for e in epochs])
     chart.add("validation", [(e["epoch"], e["validation"]["loss"]) for e in epochs])
     if floor is not None:
         ends = (numbers[0], numbers[-1])
-        chart.add("best reachable", [(end, floor) for end in ends], show_dots=False)
+        name = f"noise floor, the best reachable: {floor:.4g}"
+        chart.add(name, [(end, floor) for end in ends], show_dots=False)
     return _svg(chart)
 
 
 def answers_by_target(targets: NDArray[Any], answers: NDArray[Any]) -> str:
     """Each answer (N,) over its target (N,), and the line on which they are equal."""
-    chart = _chart(pygal.XY, x_title="target", dots_size=1.5, show_legend=False)
+    chart = _chart(
+        pygal.XY, x_title="target", y_title="prediction", dots_size=1.5, show_legend=False
+    )
     ends = [float(f(targets)) for f in (np.min, np.max)]
     chart.add("rows", list(zip(targets.tolist(), answers.tolist(), strict=True)), stroke=False)
     chart.add("equal", [(end, end) for end in ends], show_dots=False)
@@ -65,8 +83,10 @@ def answers_by_target(targets: NDArray[Any], answers: NDArray[Any]) -> str:
 
 
 def residuals(errors: NDArray[Any]) -> str:
-    """How often answer - target (N,) is how large."""
-    chart = _chart(pygal.Histogram, x_title="answer - target", show_legend=False)
+    """How often prediction - target (N,) is how large."""
+    chart = _chart(
+        pygal.Histogram, x_title="prediction - target", y_title="rows", show_legend=False
+    )
     counts, edges = np.histogram(errors, bins=40)
     bars = zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
     chart.add("rows", list(bars))
@@ -81,20 +101,22 @@ def share_of_bound(comparisons: Sequence[Mapping[str, Any]]) -> str | None:
     used: dict[str, dict[str, float]] = defaultdict(dict)
     for c in comparisons:
         if c["compared"]:
-            used[f"{c['artifact']} in {c['engine']}"][c["case"]] = c["bound_used"]
+            of_engine = used[c["engine"]]
+            of_engine[c["case"]] = max(c["bound_used"], of_engine.get(c["case"], 0.0))
     engines = {name: by_case for name, by_case in used.items() if len(by_case) > 1}
     if not engines:
         return None
     cases = list(dict.fromkeys(case for by_case in engines.values() for case in by_case))[::-1]
     chart = _chart(
         pygal.HorizontalLine,
-        height=180 + 20 * len(cases),
+        height=170 + 19 * len(cases),
         stroke=False,
         legend_at_bottom=True,
         legend_at_bottom_columns=1,
         margin_right=30,
         value_formatter=lambda power: f"{100 * 10**power:.6g} %",
         truncate_legend=-1,
+        truncate_label=-1,
     )
     chart.x_labels = cases
     # Where engines agree to the last bit, each dot lies on a larger one: the first is on top.
@@ -110,29 +132,32 @@ def timeline(stages: Mapping[str, float]) -> str:
     """Seconds of each stage, one after the other."""
     chart = _chart(
         pygal.HorizontalStackedBar,
-        height=230,
+        height=220,
         margin_bottom=35,
         x_title="seconds",
         legend_at_bottom=True,
-        legend_at_bottom_columns=4,
+        legend_at_bottom_columns=3,
+        truncate_legend=-1,
         show_y_labels=False,
     )
     for name, seconds in stages.items():
-        chart.add(name, [seconds])
+        chart.add(f"{name} {seconds:.1f}", [seconds])
     return _svg(chart)
 
 
 def _chart(kind: type[Any], **options: Any) -> Any:
-    common = {"style": _STYLE, "js": (), "width": 720, "height": 320, "margin": 5}
+    # As narrow as this, its text is still readable where a phone shows all of its width.
+    common = {"style": _STYLE, "js": (), "width": 520, "height": 320, "margin": 5}
     return kind(**(common | options))
 
 
 def _svg(chart: Any) -> str:
-    """The drawing alone: without scripts, and without comments that name addresses."""
+    """The drawing alone: without scripts, comments that name addresses, and tooltips."""
     root = chart.render_tree()
+    root.set("role", "img")
     for parent in list(root.iter()):
         for child in list(parent):
-            if not isinstance(child.tag, str) or child.tag.endswith("script"):
+            if not isinstance(child.tag, str) or child.tag.endswith(("script", "title", "desc")):
                 parent.remove(child)
     ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
     return ElementTree.tostring(root, encoding="unicode")

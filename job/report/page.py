@@ -15,8 +15,8 @@ from job.report.snippets import snippets
 
 _PAGE = Path(__file__).with_name("page.html")
 
-# What is drawn: so many rows as dots, outputs, and classes at the most.
-MAX_DOTS, MAX_OUTPUTS, MAX_CLASSES = 500, 4, 30
+# What is shown: so many rows as dots, outputs, classes, and faults at the most.
+MAX_DOTS, MAX_OUTPUTS, MAX_CLASSES, MAX_FAULTS = 500, 4, 30, 10
 
 
 def render_report(
@@ -52,8 +52,13 @@ def render_report(
         drawn.append(
             (
                 "Loss by epoch",
-                figures.loss_by_epoch(epochs, floor.get(loss) if loss else None),
-                "As it is minimised; the training's is the mean over the epoch, while it falls.",
+                figures.loss_by_epoch(epochs, floor.get(loss) if loss else None, loss),
+                "As it is minimised; the training's is the mean over the epoch, while it falls."
+                + (
+                    " No model can be better than the noise floor, but by memorising."
+                    if loss in floor
+                    else ""
+                ),
             )
         )
     if signature and targets is not None and answers is not None:
@@ -67,7 +72,8 @@ def render_report(
                 "Errors against their bound",
                 svg,
                 "The largest error of each engine on each input, as a share of what float32 "
-                "arithmetic may be off by there; 100 % is the limit, the scale is logarithmic.",
+                "arithmetic may be off by there; 100 % is the limit, the scale is logarithmic. "
+                f"At its left end are errors below {100 * figures.LEAST:g} %, 0 among them.",
             )
         )
     if stages:
@@ -88,10 +94,11 @@ def render_report(
         floor=floor,
         confusion=confusion,
         verification=verification,
+        max_faults=MAX_FAULTS,
         summary=_summary(verification["comparisons"]) if verification else [],
         snippets=snippets(signature, *example) if signature else [],
         files=files,
-        number=lambda value: "unknown" if value is None else f"{value:.6g}",
+        number=lambda value: "unknown" if value is None else f"{value:.5g}",
     )
 
 
@@ -119,15 +126,25 @@ def _confusion(
         return None
     counts = np.zeros((len(names), len(names)), np.int64)
     np.add.at(counts, (targets.astype(np.intp), answers.argmax(axis=1)), 1)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    cells = [
+        list(zip(line, shade, strict=True))
+        for line, shade in zip(counts.tolist(), (100 * shares).round().tolist(), strict=True)
+    ]
     return {
-        "caption": f"{len(targets):,} test rows: each line a true class, each column an answer.",
+        "caption": f"{len(targets):,} test rows: each line a true class, each column an answer, "
+        "the stronger its colour the larger its share of the line.",
         "names": names,
-        "rows": list(zip(names, counts.tolist(), strict=True)),
+        "rows": list(zip(names, cells, strict=True)),
     }
 
 
 def _summary(comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each file in each engine."""
+    """One row for each file in each engine.
+
+    The error is that on held-out rows where there are any: on rows that are spread by 1e9 it is
+    large as the answers are, and says nothing.
+    """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for comparison in comparisons:
         groups[comparison["artifact"], comparison["engine"]].append(comparison)
@@ -136,11 +153,18 @@ def _summary(comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "artifact": artifact,
             "engine": engine,
             "count": len(rows),
-            "error": max(
-                (row["max_error"] for row in rows if not row["case"].startswith("scale")), default=0
-            ),
-            "used": max(row["bound_used"] for row in rows),
+            "error": max(row["max_error"] for row in _held_out(rows) or rows),
+            "headroom": _headroom(max(row["bound_used"] for row in rows)),
             "verdict": "agrees" if all(r["verdict"] == "passed" for r in rows) else "DIFFERS",
         }
         for (artifact, engine), rows in groups.items()
     ]
+
+
+def _held_out(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["case"].startswith("held-out rows")]
+
+
+def _headroom(used: float) -> str:
+    """What is left of a bound of which so much is used."""
+    return f"{100 * (1 - used):.3g} %" if used <= 1 else f"none: {used:.3g} times the bound"

@@ -1,5 +1,6 @@
 """A few lines that load a published model elsewhere, made for that very model."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -76,7 +77,7 @@ def snippets(
     found = []
     for language in _LANGUAGES:
         if len(row) <= MAX_FEATURES:
-            values = language.row.format(_numbers(row))
+            values = language.row.format(_wrapped(_numbers(row)))
         else:
             values = language.zeros.format(len(row))
         code = language.code.replace("ROW", values).replace("FEATURES", str(len(row)))
@@ -87,6 +88,13 @@ def snippets(
 
 def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.9g}" for value in values)
+
+
+def _wrapped(numbers: str) -> str:
+    """Over several lines where one would be too long for a page."""
+    if len(numbers) <= 40:
+        return numbers
+    return "\n" + textwrap.fill(numbers, 70, initial_indent="    ", subsequent_indent="    ") + "\n"
 
 
 def _listed(names: Sequence[object]) -> str:

@@ -10,6 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# Without what a browser does on its own account.
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
 
 class Page:
     """One tab; `requests` are addresses that it asked for, `complaints` its console's errors."""
@@ -88,8 +94,8 @@ def chromium(profile: Path) -> Iterator[Page]:
 
     process = subprocess.Popen(
         [
-            *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"),
-            *("--disable-background-networking", f"--user-data-dir={profile}", "about:blank"),
+            *("chromium", *FLAGS, "--remote-debugging-pipe"),
+            *(f"--user-data-dir={profile}", "about:blank"),
         ],
         preexec_fn=connect,
         close_fds=False,

@@ -4,16 +4,15 @@ What an example needs is installed from its own pinned list. Without the registr
 the browser its test is skipped with the reason, or fails where CI is set.
 """
 
-import functools
-import http.server
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -27,6 +26,7 @@ from .browser import Page, chromium
 
 EXAMPLES = ROOT / "examples"
 NAMES = ("python-onnxruntime", "python-pt2", "cpp-libtorch", "node")
+ARGUMENTS = " PUBLISHED_FOLDER [FEATURE ...]"
 ROW = [f"{0.1 * n:.1f}" for n in range(1, 11)]
 
 
@@ -36,11 +36,31 @@ def need(program: str) -> None:
         pytest.skip(f"there is no {program}")
 
 
-def prepare(command: list[str], cwd: Path) -> None:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+def prepare(command: str, folder: Path, path: Path | None = None) -> None:
+    """Runs a line of a README, programs looked for in `path` first."""
+    done = bash(command, folder, path)
     if done.returncode != 0 and "CI" not in os.environ:
-        pytest.skip(f"{command[0]}: {done.stderr[-500:]}")
+        pytest.skip(f"{command}: {done.stderr[-500:]}")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def bash(command: str, folder: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    places = os.environ["PATH"] if path is None else f"{path}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-euc", command],
+        cwd=folder,
+        env={**os.environ, "PATH": places, "PYTHONUNBUFFERED": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def told(folder: Path) -> list[str]:
+    """The commands of its README."""
+    block = re.search(r"```console\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    return block[1].splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -52,28 +72,46 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Example(NamedTuple):
+    """A copied example that is ready to run."""
+
+    name: str
+    folder: Path
+    command: str  # without the published folder and the features
+    path: Path | None
+
+    def run(self, published: Path, *features: str) -> subprocess.CompletedProcess[str]:
+        return bash(
+            shlex.join([*shlex.split(self.command), str(published), *features]),
+            self.folder,
+            self.path,
+        )
+
+
 @pytest.fixture(scope="module", params=NAMES)
-def example(request: pytest.FixtureRequest, copies: Path) -> tuple[str, list[str]]:
-    """Its name, and the command that takes a published folder and features."""
+def example(
+    request: pytest.FixtureRequest, copies: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Example:
+    """As its README says, in an environment that has what it asks for."""
     name, folder = request.param, copies / request.param
-    if name.startswith("python"):
-        return name, [sys.executable, str(folder / "predict.py")]
-    if name == "node":
+    *before, last = told(folder)
+    path: Path | None = Path(sys.executable).parent
+    if name == "python-onnxruntime":
+        fresh = tmp_path_factory.mktemp("venv")
+        prepare(f"{shlex.quote(sys.executable)} -m venv {fresh}", folder)
+        path = fresh / "bin"
+    elif name == "node":
         need("npm")
-        prepare(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], folder)
-        return name, ["node", str(folder / "predict.js")]
-    need("cmake")
-    need("c++")
-    where = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
-    prepare(["cmake", "-B", "build", where], folder)
-    prepare(["cmake", "--build", "build"], folder)
-    return name, [str(folder / "build" / "predict")]
-
-
-def run(command: list[str], folder: Path, *features: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*command, str(folder), *features], capture_output=True, text=True, check=False
-    )
+        path = None
+    elif name == "cpp-libtorch":
+        need("cmake")
+        need("c++")
+    for command in before:
+        if name == "python-pt2":  # torch is here already, and pip says whether it is the pinned one
+            command = f"PIP_NO_INDEX=1 {command}"
+        prepare(command.replace("LIBTORCH", torch.utils.cmake_prefix_path), folder, path)
+    assert last.endswith(ARGUMENTS)
+    return Example(name, folder, last.removesuffix(ARGUMENTS), path)
 
 
 def answer_to(published: Path, row: list[str]) -> float:
@@ -82,9 +120,9 @@ def answer_to(published: Path, row: list[str]) -> float:
 
 
 def test_it_agrees_with_the_golden_vectors_and_answers_a_row(
-    example: tuple[str, list[str]], published: Path
+    example: Example, published: Path
 ) -> None:
-    done = run(example[1], published, *ROW)
+    done = example.run(published, *ROW)
     assert done.returncode == 0, done.stderr
     rows = len(np.load(published / "golden" / "input.npy"))
     assert f"golden vectors: {rows} rows agree" in done.stdout
@@ -94,9 +132,9 @@ def test_it_agrees_with_the_golden_vectors_and_answers_a_row(
 
 
 def test_without_features_it_answers_the_first_golden_row(
-    example: tuple[str, list[str]], published: Path
+    example: Example, published: Path
 ) -> None:
-    done = run(example[1], published)
+    done = example.run(published)
     found = re.search(r"^answer: (\S+)$", done.stdout, re.MULTILINE)
     assert found is not None
     first = np.load(published / "golden" / "output.npy")[0, 0]
@@ -172,19 +210,36 @@ WRONG = {
 @pytest.mark.filterwarnings("ignore:.*Please switch to `torch.export`:DeprecationWarning")
 @pytest.mark.parametrize("which", [0, 1], ids=["one weight off", "nan"])
 def test_a_wrong_model_ends_with_1(
-    example: tuple[str, list[str]], which: int, published: Path, tmp_path: Path
+    example: Example, which: int, published: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "wrong"
     shutil.copytree(published, folder)
-    WRONG[example[0]][which](folder)
-    done = run(example[1], folder, *ROW)
+    WRONG[example.name][which](folder)
+    done = example.run(folder, *ROW)
     assert done.returncode == 1, done.stdout
     assert "golden vectors: the largest error is" in done.stderr
     assert "answer" not in done.stdout
 
 
-def test_the_pins_of_python_are_the_jobs_own() -> None:
+def test_without_arguments_it_says_what_it_takes(example: Example) -> None:
+    done = bash(example.command, example.folder, example.path)
+    assert done.returncode == 1
+    assert "PUBLISHED_FOLDER" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_onnxruntime_needs_no_torch(example: Example) -> None:
+    if example.name == "python-onnxruntime":
+        done = bash("python -c 'import torch'", example.folder, example.path)
+        assert "No module named 'torch'" in done.stderr
+
+
+def test_the_pins_are_the_jobs_own() -> None:
     lock = (ROOT / "requirements" / "cpu.txt").read_text()
+    cmake = (EXAMPLES / "cpp-libtorch" / "CMakeLists.txt").read_text()
+    pinned = re.search(r"find_package\(Torch (\S+) EXACT REQUIRED\)", cmake)
+    assert pinned is not None
+    assert re.search(rf"^torch=={re.escape(pinned[1])}(\+cpu)? ", lock, re.MULTILINE)
     for name in ("python-onnxruntime", "python-pt2"):
         for line in (EXAMPLES / name / "requirements.txt").read_text().split():
             assert re.search(rf"^{re.escape(line)}(\+cpu)? ", lock, re.MULTILINE), line
@@ -199,25 +254,30 @@ def test_both_javascript_examples_read_npy_alike() -> None:
 # The page in a browser.
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def site(copies: Path, published: Path) -> Iterator[tuple[Path, str]]:
     need("npm")
     need("chromium")
     folder = copies / "browser"
-    prepare(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], folder)
-    shutil.copytree(published, folder / "model")
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_address[1]}/"
-        server.shutdown()
-        thread.join()
+    *before, serve = told(folder)
+    for command in before:
+        prepare(command.replace("PUBLISHED_FOLDER", str(published)), folder)
+    words = shlex.split(serve)
+    assert words.pop() == "8000"  # which may be taken here: 0 is any that is free
+    server = subprocess.Popen(
+        [words[0], "-u", *words[1:], "0"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert server.stdout is not None
+    told_address = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())
+    assert told_address is not None
+    yield folder, told_address[0]
+    server.terminate()
+    server.wait(30)
+    server.stdout.close()
 
 
 @pytest.fixture
