@@ -18,7 +18,7 @@ from job.errors import Diverged
 from job.model import ACTIVATIONS, build_model
 from job.optim import make_optimizer, update
 from job.train import train
-from job.train.backprop import BLOCK, Backpropagation, why_autograd
+from job.train.backprop import BLOCK_OF_NARROW, NARROW, Backpropagation, why_autograd
 from job.train.step import Autograd
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ OPTIMIZERS = {
     "adamz": {"overshoot_factor": 1, "stagnation_factor": 1},
     "sgd": {},
 }
-N = 2 * BLOCK + 300  # two whole blocks and a part
+N = 2 * BLOCK_OF_NARROW + 300  # two whole blocks and a part
 
 
 @pytest.fixture(autouse=True)
@@ -72,13 +72,7 @@ def optimizer(engine: Backpropagation | Autograd, name: str) -> torch.optim.Opti
     return make_optimizer(engine.parameters, config.train.optimizer)
 
 
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("widths", [(7, 3), (7, 30, 3), (7, 30, 20, 10, 3)])
-def test_the_gradient_of_every_layer_is_autograds(
-    widths: tuple[int, ...], activation: str, loss: str
-) -> None:
-    """To float32's rounding, with autograd in float64 as the truth."""
+def compare_with_autograd(widths: tuple[int, ...], activation: str, loss: str) -> None:
     x, y = rows(widths, loss)
     plain = network(widths, activation)
     exact = copy.deepcopy(plain).double()
@@ -96,11 +90,30 @@ def test_the_gradient_of_every_layer_is_autograds(
         assert (mine.grad - its.grad).abs().max() < 2e-6 * its.grad.abs().max()
 
 
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("widths", [(7, 3), (7, 30, 3), (7, 30, 20, 10, 3)])
+def test_the_gradient_of_every_layer_is_autograds(
+    widths: tuple[int, ...], activation: str, loss: str
+) -> None:
+    """To float32's rounding, with autograd in float64 as the truth."""
+    compare_with_autograd(widths, activation, loss)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    "widths", [(7, 1), (7, 30, 1), (7, 30, 20, 1), (7, 30, 1, 3), (7, NARROW + 1, 1)]
+)
+def test_of_a_layer_with_one_output_too(widths: tuple[int, ...], activation: str) -> None:
+    """Its delta goes back in two factors. The wide one goes through in smaller blocks."""
+    compare_with_autograd(widths, activation, "mse")
+
+
 def test_a_batch_is_the_rows_of_these_numbers_whatever_was_before() -> None:
     """Buffers are used again: nothing of one batch may be left in the next."""
     x, y = rows((7, 30, 3), "mse")
     used, new = (Backpropagation(network((7, 30, 3)), x, y) for _ in range(2))
-    for size in (N, 5, BLOCK, 1):
+    for size in (N, 5, BLOCK_OF_NARROW, 1):
         used.differentiate(torch.randperm(N)[:size], size)
     batch = torch.randperm(N)[:5]
     assert used.differentiate(batch, 5) == new.differentiate(batch, 5)
@@ -214,6 +227,8 @@ def test_after_release_the_weights_are_the_networks_own() -> None:
         assert torch.equal(parameter, value)
         assert parameter.is_contiguous()
         assert parameter.grad is None
+    net(x).sum().backward()  # autograd takes them
+    assert all(parameter.grad is not None for parameter in net.parameters())
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from job.config import Config
@@ -26,9 +28,11 @@ from job.optim import update
 from job.ranks import Ranks
 from job.train.step import clip, require_finite
 
-# Rows at once: the fastest of 128 to 4096 at widths 100 to 2048 (docs/performance.md).
-BLOCK = 512
+# Rows at once while no layer has more than NARROW inputs or outputs, and from there on
+# (docs/performance.md).
+NARROW, BLOCK_OF_NARROW, BLOCK = 128, 2048, 512
 
+Floats = NDArray[np.float32]
 _aten = torch.ops.aten
 
 # Forward: the sums z to the answer. Where its derivative follows from the answer, that takes the
@@ -41,13 +45,17 @@ _FORWARD: dict[type[nn.Module], Callable[[Tensor, Tensor], Any]] = {
     nn.SiLU: lambda z, out: _aten.silu.out(z, out=out),
 }
 _KEEP_SUMS = (nn.GELU, nn.SiLU)
-# Backward, in place: the loss's gradient d by the answer to that by the sums.
+# Backward: the loss's gradient d by the answer to that by the sums, in the place of h or z. A call
+# through torch.ops costs 3 us more than one of torch's own: ReLU takes two of those and is faster.
 _BACKWARD: dict[type[nn.Module], Callable[[Tensor, Tensor], Any]] = {
-    nn.ReLU: lambda d, h: _aten.threshold_backward.grad_input(d, h, 0, grad_input=d),
-    nn.LeakyReLU: lambda d, h: _aten.leaky_relu_backward.grad_input(d, h, 0.01, True, grad_input=d),
-    nn.Tanh: lambda d, h: _aten.tanh_backward.grad_input(d, h, grad_input=d),
-    nn.GELU: lambda d, z: _aten.gelu_backward.grad_input(d, z, grad_input=d),
-    nn.SiLU: lambda d, z: _aten.silu_backward.grad_input(d, z, grad_input=d),
+    nn.ReLU: lambda d, h: h.sign_().mul_(d),
+    nn.LeakyReLU: lambda d, h: _aten.leaky_relu_backward.grad_input(d, h, 0.01, True, grad_input=h),
+    nn.Tanh: lambda d, h: _aten.tanh_backward.grad_input(d, h, grad_input=h),
+    # oneDNN's, which does not broadcast
+    nn.GELU: lambda d, z: _aten.gelu_backward.grad_input(
+        d.expand_as(z).contiguous(), z, grad_input=z
+    ),
+    nn.SiLU: lambda d, z: _aten.silu_backward.grad_input(d, z, grad_input=z),
 }
 
 
@@ -77,15 +85,16 @@ class _Layer:
     x: Tensor  # (I + 1, n), the input and a row of ones
     z: Tensor  # (O, n), the sums; what `answer` is, unless the activation keeps them
     answer: Tensor  # (O, n) of the activation, a view of the next layer's x
-    delta: Tensor  # (O, n), the loss's gradient by the answer, then by the sums
+    delta: Tensor  # (O, n), the loss's gradient by the sums; in their place but for the last layer
     delta_transposed: Tensor
+    below: Tensor  # (I, n), the loss's gradient by the input without its row of ones
 
 
 @dataclass(frozen=True)
 class _Block:
     """The buffers for n rows."""
 
-    rows: Tensor  # (n, F + 1 + T), as gathered: features, 1, targets
+    rows: Floats  # (n, F + 1 + T), as gathered: features, 1, targets
     targets: Tensor  # (T, n), a view of them
     layers: list[_Layer]
 
@@ -107,11 +116,15 @@ class Backpropagation:
     ) -> None:
         self.network, self.grad_clip, self.ranks = network, grad_clip, ranks or Ranks()
         self.linear = [layer for layer in network if isinstance(layer, nn.Linear)]
+        widest = max(max(layer.in_features, layer.out_features) for layer in self.linear)
+        self.size = BLOCK_OF_NARROW if widest <= NARROW else BLOCK
         activation = type(network[1]) if len(network) > 1 else nn.ReLU
         self.forward, self.backward = _FORWARD[activation], _BACKWARD[activation]
         self.keeps_sums = activation in _KEEP_SUMS
         self.loss = _mean_squared_error if y.ndim == 2 else _cross_entropy
-        self.rows = torch.cat([x, torch.ones(len(x), 1), y.view(len(y), -1)], dim=1)
+        # NumPy's: it gathers twice as fast as torch, and its memory is in huge pages.
+        ones, targets = np.ones((len(x), 1), np.float32), y.view(len(y), -1).numpy()
+        self.rows: Floats = np.concatenate([x.numpy(), ones, targets], 1, dtype=np.float32)
         # Nothing here is autograd's: to ask it for no gradient costs 3 us a step.
         self.flat = nn.Parameter(
             torch.cat([p.detach().t().flatten() for p in network.parameters()]),
@@ -122,6 +135,7 @@ class Backpropagation:
         for layer, weight, gradient in zip(self.linear, self.weights, self.gradients, strict=True):
             layer.weight.data, layer.bias.data = weight[:-1].t(), weight[-1]
             layer.weight.grad, layer.bias.grad = gradient[:-1].t(), gradient[-1]
+        self.inference = torch.inference_mode()  # each call is cheaper in it: 6 % of a small step
         self.blocks: dict[int, _Block] = {}
 
     @property
@@ -135,23 +149,24 @@ class Backpropagation:
         Raises:
             Diverged: the loss or a gradient is not finite; the weights are as before.
         """
-        loss = self.differentiate(self.ranks.share(rows), len(rows))
-        loss = self.ranks.sum([self.gradient], loss)
-        # A sum of squares may overflow where every gradient is finite: then each is looked at.
-        if not math.isfinite(loss + torch.dot(self.gradient, self.gradient).item()):
-            share = self.rows[self.ranks.share(rows), : self.linear[0].in_features]
-            require_finite(loss, self.network, share)
-        if self.grad_clip is not None:
-            clip(self.network, self.grad_clip)
-        update(optimizer, self.flat, loss)
+        with self.inference:
+            loss = self.differentiate(self.ranks.share(rows), len(rows))
+            loss = self.ranks.sum([self.gradient], loss)
+            # A sum of squares may overflow where every gradient is finite: then each is looked at.
+            if not math.isfinite(loss + torch.dot(self.gradient, self.gradient).item()):
+                share = self.rows[self.ranks.share(rows), : self.linear[0].in_features]
+                require_finite(loss, self.network, torch.from_numpy(share))
+            if self.grad_clip is not None:
+                clip(self.network, self.grad_clip)
+            update(optimizer, self.flat, loss)
         return loss
 
     def differentiate(self, rows: Tensor, batch: int) -> float:
         """What these rows are of the mean loss over a batch of so many; the gradient of that is
         left in the network's parameters."""
-        if len(rows) <= BLOCK:
+        if len(rows) <= self.size:
             return self._add(rows, batch, first=True)
-        parts = enumerate(torch.split(rows, BLOCK))
+        parts = enumerate(torch.split(rows, self.size))
         return sum(self._add(part, batch, first=i == 0) for i, part in parts)
 
     def release(self) -> None:
@@ -164,7 +179,7 @@ class Backpropagation:
         """Adds one block's share to the batch's gradient, which the first sets; and of its loss."""
         block = self._block(len(part))
         *hidden, last = block.layers
-        torch.index_select(self.rows, 0, part, out=block.rows)
+        self.rows.take(part.numpy(), 0, block.rows, "clip")  # "raise" would need a copy
         for layer in hidden:
             torch.mm(layer.weight, layer.x, out=layer.z)
             self.forward(layer.z, layer.answer)
@@ -176,10 +191,15 @@ class Backpropagation:
                 torch.mm(layer.x, layer.delta_transposed, out=layer.gradient)
             else:
                 layer.gradient.addmm_(layer.x, layer.delta_transposed)
-            if i > 0:
-                before = hidden[i - 1]
-                torch.mm(layer.without_bias, layer.delta, out=before.delta)
-                self.backward(before.delta, before.z)
+            if i == 0:
+                break
+            before = hidden[i - 1]
+            if len(layer.delta) == 1:  # an outer product: its factors one by one are faster
+                self.backward(layer.without_bias, before.delta)
+                before.delta.mul_(layer.delta)
+            else:
+                torch.mm(layer.without_bias, layer.delta, out=layer.below)
+                self.backward(layer.below, before.delta)
         return loss
 
     def _block(self, n: int) -> _Block:
@@ -188,14 +208,15 @@ class Backpropagation:
             rows = torch.empty(n, self.rows.shape[1])
             layers, x = [], rows[:, : features + 1].t()
             for weight, gradient in zip(self.weights, self.gradients, strict=True):
-                outputs = weight.shape[1]
-                following, delta = torch.ones(outputs + 1, n), torch.empty(outputs, n)
+                outputs, last = weight.shape[1], weight is self.weights[-1]
+                following = torch.ones(outputs + 1, n)
                 answer = following[:-1]
                 z = torch.empty(outputs, n) if self.keeps_sums else answer
+                delta, below = torch.empty(outputs, n) if last else z, torch.empty(len(x) - 1, n)
                 views = weight.t(), weight[:-1], gradient
-                layers.append(_Layer(*views, x, z, answer, delta, delta.t()))
+                layers.append(_Layer(*views, x, z, answer, delta, delta.t(), below))
                 x = following
-            self.blocks[n] = _Block(rows, rows[:, features + 1 :].t(), layers)
+            self.blocks[n] = _Block(rows.numpy(), rows[:, features + 1 :].t(), layers)
         return self.blocks[n]
 
     def _views(self, flat: Tensor) -> list[Tensor]:
