@@ -1,5 +1,7 @@
 """`python -m job`."""
 
+import contextlib
+import os
 import sys
 import time
 
@@ -10,4 +12,9 @@ from job.cli import last_words, main  # noqa: E402
 
 if __name__ == "__main__":
     interrupt.install(last_words)
-    sys.exit(main(sys.argv[1:], started=STARTED))
+    code = main(sys.argv[1:], started=STARTED)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError):  # None where it was closed; gone
+            stream.flush()
+    # All is said and written. To take torch apart, Python would need another second.
+    os._exit(code)

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 import job
 from job import interrupt, log
-from job.errors import ConfigError, ExitCode, JobError, ProcessLost, UsageError, known
+from job.errors import (
+    ConfigError,
+    ExitCode,
+    Interrupted,
+    JobError,
+    ProcessLost,
+    UsageError,
+    known,
+)
 from job.ranks import of_this_process
 
 if TYPE_CHECKING:
@@ -70,7 +78,8 @@ def _fail(error: JobError, started: float) -> int:
         for fault in error.faults:
             log.event("fault", fault, level=log.CRITICAL)
         reason = f"{len(error.faults)} faults in the configuration, the first: {error.faults[0]}"
-    told_since = started if isinstance(error, ProcessLost) else None
+    # torchrun also interrupts the processes that did not fail.
+    told_since = started if isinstance(error, ProcessLost | Interrupted) else None
     return _end(error.code, error.code.name, reason, unless_told_since=told_since)
 
 

@@ -181,6 +181,7 @@ def prepare_torch(device: Device) -> None:
     torch.set_num_threads(device.threads)
     if device.type == "cuda":
         torch.cuda.set_device(device.index)
-    torch.use_deterministic_algorithms(True)
+    # As use_deterministic_algorithms(True), which would import the compiler first: 1 s or more.
+    torch.set_deterministic_debug_mode("error")
     torch.backends.cudnn.benchmark = False
     torch.set_float32_matmul_precision("highest")

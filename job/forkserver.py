@@ -31,7 +31,13 @@ from job import interrupt
 from job.errors import ExitCode, JobError, OutOfMemory, error_of, known
 
 # Imported before the first fork; each alone, so that one which fails fails where it is needed.
-PRELOAD = ("job.preflight", "job.verify.fresh", "onnxruntime", "onnxscript")
+PRELOAD = (
+    "job.preflight",
+    "job.verify.fresh",
+    "onnxruntime",
+    "onnxscript",
+    "torch.export.pt2_archive",
+)
 
 _MESSAGE = 2**20  # bytes of the longest
 _TEXT = 50_000  # characters of an error or a traceback that are told

@@ -51,7 +51,7 @@ def follow(config: Config, ranks: Ranks) -> None:
         if resolved is not None:  # else the run is published already
             data = _data(resolved, ranks)
             model = build_model(resolved, data.training.x, data.training.y, len(data.classes))
-            train(model, data, resolved, device.torch, Path(), lambda _: None, ranks=ranks)
+            train(model, data, resolved, device.torch, Path(), lambda _: None, ranks)
 
 
 @contextmanager
@@ -112,10 +112,9 @@ def _make(
         artifacts = Artifacts(server, model, data, config, device.torch, run.scratch, run.staging)
 
     with clock.stage("train"):
-        callbacks = record.epoch_writer(run), artifacts.check
-        training = train(
-            model, data, config, device.torch, run.checkpoints, *callbacks, device.ranks
-        )
+        place = device.torch, run.checkpoints
+        written, check = record.epoch_writer(run), artifacts.check
+        training = train(model, data, config, *place, written, device.ranks, check)
         test = evaluate(model, data.test, config.train, device.torch)
         record.say_if_memorising(training, data, config)
         require_quality(config.quality.metrics, test)

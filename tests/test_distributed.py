@@ -262,7 +262,6 @@ def test_a_silent_process_ends_the_job_which_says_why(tmp_path: Path) -> None:
         eventually(lambda: checkpointed(tmp_path))
         process.terminate()
         process.wait(timeout=60)
-    (tmp_path / "termination").unlink()
     # From a checkpoint, because the others are silent while the first holds the preflight.
     program = (str(tmp_path / "impatient.py"),)
     with torchrun(tmp_path, 2, *LONG, "--run-id", "one", program=program) as process:

@@ -68,6 +68,9 @@ def test_the_transcript_is_what_make_train_prints(default_run: tuple[Path, str])
     assert block is not None
     promised = block[1].splitlines()
     stays = [line.rpartition("\r")[2] for line in default_run[1].strip("\n").split("\n")]
+    # How far the training is by then depends on the machine.
+    for lines in (stays, promised):
+        lines.remove("the untrained model was exported and verified")
     assert [masked(line) for line in stays] == [masked(line) for line in promised]
 
 

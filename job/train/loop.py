@@ -81,8 +81,8 @@ def train(
     device: torch.device,
     checkpoints: Path,
     on_epoch: Callable[[EpochRecord], None],
-    on_step: Callable[[], None] = lambda: None,
     ranks: Ranks | None = None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Training:
     """Trains `model` in place on the training rows; it ends on `device`, in eval mode.
 

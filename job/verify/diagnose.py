@@ -4,7 +4,6 @@ Shapes: N rows, F features, O outputs, H values of a layer.
 """
 
 import importlib.util
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,14 @@ from numpy.typing import NDArray
 
 from job.verify.battery import Case
 from job.verify.compare import NOISE_LIMIT, TORCH_LIMIT, Comparison, compare
-from job.verify.engines import Run, engines, load_torchscript, onnx_session, torchscript
+from job.verify.engines import (
+    Run,
+    engines,
+    load_program,
+    load_torchscript,
+    onnx_session,
+    torchscript,
+)
 from job.verify.oracle import Answer, Stage
 from job.verify.reference import Reference
 
@@ -206,7 +212,7 @@ def _program_tensors(content: bytes, x: Float32) -> list[Float32]:
             return found[-1]
 
     with torch.no_grad():
-        module = torch.export.load(io.BytesIO(content)).module()
+        module = load_program(content).module()
         answer = Watched(module).run(torch.from_numpy(x))
     tensors = (value for value in [answer, *found] if isinstance(value, torch.Tensor))
     return [tensor.detach().numpy() for tensor in tensors if tensor.dtype == torch.float32]

@@ -11,12 +11,16 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from job.errors import ExportMismatch
+
+if TYPE_CHECKING:
+    import torch
 
 # On by default on Linux since onnxruntime 1.29: it would write a device id under the home folder.
 # Read when onnxruntime is imported, so it is said before that can happen.
@@ -119,9 +123,15 @@ def torchscript() -> Iterator[None]:
 
 
 def _exported_program(content: bytes) -> Run:
+    return _torch_module(load_program(content).module())
+
+
+@lru_cache(maxsize=1)  # its weights and its answers are looked at one after the other
+def load_program(content: bytes) -> "torch.export.ExportedProgram":
+    """The torch.export program in a .pt2 file."""
     import torch
 
-    return _torch_module(torch.export.load(io.BytesIO(content)).module())
+    return torch.export.load(io.BytesIO(content))
 
 
 def _torch_module(module: Any) -> Run:

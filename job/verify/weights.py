@@ -1,7 +1,6 @@
 """The weights that a published file holds, and whether they are the trained ones, bit for bit."""
 
 import importlib.util
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.errors import DataError, ExportMismatch
-from job.verify.engines import load_torchscript
+from job.verify.engines import load_program, load_torchscript
 
 Float32 = NDArray[np.float32]
 
@@ -29,12 +28,11 @@ def weights_of(artifact: str, content: bytes) -> Mapping[str, NDArray[Any]] | No
         return None
     if artifact == "model.onnx":
         return _onnx_weights(content)
-    import torch
-
-    if artifact == "model.pt2":
-        state = torch.export.load(io.BytesIO(content)).state_dict
-    else:
-        state = load_torchscript(content).state_dict()
+    state = (
+        load_program(content).state_dict
+        if artifact == "model.pt2"
+        else load_torchscript(content).state_dict()
+    )
     return {name: tensor.detach().numpy() for name, tensor in state.items()}
 
 
