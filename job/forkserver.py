@@ -101,6 +101,8 @@ class ForkServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
     ) -> None:
+        if self._said.closed:  # ended already: its number may be another process's by now
+            return
         for worker in self._workers:
             worker.close()
         self._control.close()

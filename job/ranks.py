@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # A process that is gone is noticed at once, by its connection; this is for one that is silent. The
-# others wait as long while the first holds the preflight, evaluates, or waits for a lock.
+# others wait as long while the first evaluates, exports, or waits for a lock.
 SILENCE = timedelta(minutes=10)
 
 

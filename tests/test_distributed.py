@@ -262,7 +262,7 @@ def test_a_silent_process_ends_the_job_which_says_why(tmp_path: Path) -> None:
         eventually(lambda: checkpointed(tmp_path))
         process.terminate()
         process.wait(timeout=60)
-    # From a checkpoint, because the others are silent while the first holds the preflight.
+    # From a checkpoint: the first has something to hold, and no long silence is due before it.
     program = (str(tmp_path / "impatient.py"),)
     with torchrun(tmp_path, 2, *LONG, "--run-id", "one", program=program) as process:
         eventually(lambda: any(e["event"] == "epoch" for e in said(tmp_path)))

@@ -170,7 +170,7 @@ def test_a_worker_that_is_closed_ends_in_the_midst_of_its_work(tmp_path: Path) -
 
 
 def test_an_error_here_ends_them_all(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), ForkServer() as server:
+    with pytest.raises(KeyError), ForkServer() as server, server:  # twice is once
         worker = server.worker(PROBE)
         worker.call("sleep", str(tmp_path / "note"))
         process = wait_for(tmp_path / "note")
