@@ -87,7 +87,7 @@ def _run(
                 with space, server:
                     _make(run, config, device, space, server, clock)
             except Verdict as verdict:
-                record.write_failure(run, config, verdict)
+                record.write_failure(run, config, device, verdict)
                 leave_evidence(run, config.output.keep)
                 raise
     return run.published

@@ -25,6 +25,8 @@ from job.verify import Reference, Verification
 # Test rows whose answers are drawn or counted in the report.
 ROWS_SHOWN = 10_000
 
+DEVICE = "{type} ({name}; {reason}), threads: {threads}"
+
 
 def say_start(run: Run, device: Device, config: Config) -> None:
     threads = f"{device.threads} thread" + "s" * (device.threads > 1)
@@ -215,7 +217,7 @@ def write_report(
             "model": _model(config, facts["signature"]),
             "data": f"{config.data.kind}, {facts['data']['rows']:,} rows, seed {config.seed}",
             "data digest": facts["data"]["sha256"],
-            "device": "{type} ({name}; {reason}), threads: {threads}".format_map(facts["device"]),
+            "device": DEVICE.format_map(facts["device"]),
             "training": f"{training.steps:,} steps, "
             f"{training.samples_per_second:,.0f} rows a second",
             "fingerprint": facts["fingerprint"],
@@ -237,7 +239,7 @@ def write_report(
     (run.staging / "report.html").write_text(page)
 
 
-def write_failure(run: Run, config: Config, verdict: Verdict) -> None:
+def write_failure(run: Run, config: Config, device: Device, verdict: Verdict) -> None:
     """report.html of a run that ended with a verdict, from what it has left so far."""
     epochs, verification = (run.staging / name for name in ("metrics.jsonl", "verification.json"))
     page = render_report(
@@ -248,7 +250,7 @@ def write_failure(run: Run, config: Config, verdict: Verdict) -> None:
             "run": run.id,
             "model": _model(config),
             "data": f"{config.data.kind}, seed {config.seed}",
-            "device": f"{config.device}, as it was asked for",
+            "device": DEVICE.format_map(vars(device)),
             "versions": _listed(versions()),
         },
         loss=config.train.loss_metric,

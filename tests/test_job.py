@@ -299,6 +299,7 @@ def test_divergence_leaves_a_report_and_nothing_published(tmp_path: Path) -> Non
     page = (tmp_path / "failed" / "run" / "report.html").read_text()
     assert "DIVERGED (80): nothing was published" in page
     assert "diverged at step" in page
+    assert "cpu (" in page  # the device that it ran on
 
 
 def test_a_model_that_memorises_is_told_and_one_that_learns_is_not(

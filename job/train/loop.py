@@ -168,9 +168,15 @@ class Trainer:
     def train_epoch(
         self, advance: Callable[..., object], on_step: Callable[[], None]
     ) -> EpochRecord:
-        """The steps of the epoch that are not done yet, and its record; `advance` moves a bar."""
+        """The steps of the epoch that are not done yet, and its record; `advance` moves a bar,
+        which shows the losses of the epoch before."""
         training, epochs = self.training, self.config.train.epochs
         epoch = len(training.epochs) + 1
+        shown = {"epoch": f"{epoch}/{epochs}"}
+        for last in training.epochs[-1:]:
+            shown["loss"] = f"{last.training_loss:.4g}"
+            shown["validation"] = f"{last.validation_loss:.4g}"
+        advance(0, **shown)
         with tf32(self.tf32):
             self._rest_of_epoch(epoch, advance, on_step)
         metrics = self.ranks.from_first(
@@ -179,9 +185,6 @@ class Trainer:
         loss = self.objective.unit * training.loss_sum / self.rows
         lr = float(self.optimizer.param_groups[0]["lr"])
         record = EpochRecord(epoch, training.steps, lr, loss, metrics)
-        advance(
-            0, epoch=f"{epoch}/{epochs}", loss=f"{loss:.4g}", validation=f"{metrics['loss']:.4g}"
-        )
         self._note_if_best(record)
         training.epochs.append(record)
         training.loss_sum = 0.0
