@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from job import interrupt
 from job.config import Config
 from job.data import Dataset
 from job.forkserver import ForkServer
@@ -61,10 +62,15 @@ class Artifacts:
         evidence: Path,
     ) -> None:
         """Begins with the untrained `model`. `scratch` is a private folder; what is found wrong of
-        the untrained files is written to the folder `evidence`."""
+        the untrained files is written to the folder `evidence`.
+
+        Raises:
+            Interrupted: a signal has come.
+        """
         self._said = False
         self._question = scratch / "reference.safetensors"
         reference_of(model.to(device).eval(), data, config, device).save(self._question)
+        interrupt.check()
         question = str(self._question)
         self._worker = server.worker(
             "job.preflight:ExportWorker.from_files", config.model_dump_json(), question
