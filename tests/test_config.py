@@ -112,6 +112,7 @@ def test_all_faults_are_reported_at_once_with_place_expectation_and_nearest_key(
         ("seed: 0\n---\nseed: 1", "2: a second document; only one is read"),
         ("[" * 5000, "1: nested deeper than 20 levels"),
         ("{a: " * 5000, "1: nested deeper than 20 levels"),
+        ("".join(f"k{n}: 1\n" for n in range(2000)), "1001: more than 1000 keys"),
         ("? [a]\n: 1", "1: a key must be a plain word"),
         ("seed: 0\x00", "not valid YAML"),
         ("seed: [", "not valid YAML"),

@@ -15,6 +15,7 @@ import yaml
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 20
 MAX_NODES = 10_000
+MAX_KEYS = 1000  # of one mapping
 
 Path = tuple[str | int, ...]
 
@@ -105,6 +106,8 @@ class _Builder:
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 raise _Unreadable(_line(event), path, "a key must be a plain word")
+            if len(found) == MAX_KEYS:  # each would be a fault, with the nearest valid key
+                raise _Unreadable(_line(event), path, f"more than {MAX_KEYS} keys")
             key, here = event.value, (*path, event.value)
             if event.anchor is not None or event.tag is not None:
                 raise _Unreadable(_line(event), here, "a key must be a plain word")
