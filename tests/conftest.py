@@ -68,6 +68,31 @@ def boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Boot:
     return write
 
 
+# In a fork server: the real exporter, then one bias dropped from every ONNX file that has another
+# fingerprint than SPARED.
+_WRONG_BIAS = """
+import numpy, onnx
+from job import export
+right = export.write_onnx
+def wrong(exported, path, opset, fingerprint):
+    right(exported, path, opset, fingerprint)
+    if fingerprint == "SPARED":
+        return
+    model = onnx.load(path)
+    for weight in model.graph.initializer:
+        if weight.name == "network.0.bias":
+            zeros = numpy.zeros(list(weight.dims), numpy.float32)
+            weight.CopyFrom(onnx.numpy_helper.from_array(zeros, weight.name))
+    onnx.save(model, path)
+export.write_onnx = wrong
+"""
+
+
+def wrong_bias(spared: str = "nothing") -> str:
+    """For `boot`: every ONNX file is wrong, but those of the fingerprint `spared`."""
+    return _WRONG_BIAS.replace("SPARED", spared)
+
+
 @pytest.fixture
 def job() -> Job:
     return run_job

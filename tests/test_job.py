@@ -19,7 +19,7 @@ from job.errors import Diverged, ExportMismatch
 from job.forkserver import ForkServer
 from job.verify import verify_published
 
-from .conftest import SMALL, Boot, Job
+from .conftest import SMALL, Boot, Job, wrong_bias
 
 FILES = {
     "golden/input.npy",
@@ -217,24 +217,6 @@ def nothing_published(output: Path) -> bool:
     return not list((output / "runs").iterdir()) and not (output / "latest").is_symlink()
 
 
-# In a fork server: the real exporter, then one bias dropped from the ONNX file.
-WRONG_BIAS = """
-import numpy, onnx
-from job import export
-right = export.write_onnx
-def wrong(exported, path, opset, fingerprint):
-    right(exported, path, opset, fingerprint)
-    if fingerprint == "preflight":
-        return
-    model = onnx.load(path)
-    for weight in model.graph.initializer:
-        if weight.name == "network.0.bias":
-            zeros = numpy.zeros(list(weight.dims), numpy.float32)
-            weight.CopyFrom(onnx.numpy_helper.from_array(zeros, weight.name))
-    onnx.save(model, path)
-export.write_onnx = wrong
-"""
-
 # In a fork server: every TorchScript file but the preflight's is that of an untrained model.
 UNTRAINED = """
 import torch
@@ -250,7 +232,7 @@ export.write_torchscript = wrong
 
 
 def test_a_wrong_export_is_81_and_nothing_is_published(tmp_path: Path, boot: Boot) -> None:
-    boot(WRONG_BIAS)
+    boot(wrong_bias(spared="preflight"))
     output = tmp_path / "out"
     with pytest.raises(ExportMismatch, match=r"model\.onnx") as caught:
         run_here(output)
@@ -276,7 +258,7 @@ def test_a_wrong_export_is_81_and_nothing_is_published(tmp_path: Path, boot: Boo
 def test_a_wrong_export_never_replaces_the_last_good_one(tmp_path: Path, boot: Boot) -> None:
     output = tmp_path / "out"
     good = run_here(output, run_id="good")
-    boot(WRONG_BIAS)
+    boot(wrong_bias(spared="preflight"))
     with pytest.raises(ExportMismatch):
         run_here(output, run_id="bad")
     assert (output / "latest").resolve() == good.resolve()

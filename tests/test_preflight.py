@@ -9,23 +9,7 @@ import pytest
 from job.config import load_config
 from job.preflight import preflight
 
-from .conftest import ROOT, SMALL, Boot, Job, run_job
-
-# In a fork server: one bias of every ONNX file is dropped.
-WRONG = """
-import numpy, onnx
-from job import export
-right = export.write_onnx
-def wrong(exported, path, *arguments):
-    right(exported, path, *arguments)
-    model = onnx.load(path)
-    for weight in model.graph.initializer:
-        if weight.name == "network.0.bias":
-            zeros = numpy.zeros(list(weight.dims), numpy.float32)
-            weight.CopyFrom(onnx.numpy_helper.from_array(zeros, weight.name))
-    onnx.save(model, path)
-export.write_onnx = wrong
-"""
+from .conftest import ROOT, SMALL, Boot, Job, run_job, wrong_bias
 
 # More epochs than anybody waits for: what ends such a run was found while it trained.
 ENDLESS = (*SMALL, "train.epochs=1000000")
@@ -41,7 +25,7 @@ def end_of(output: Path, env: dict[str, str] | None = None) -> dict[str, object]
 
 
 def test_a_wrong_export_is_81_while_the_model_is_trained(tmp_path: Path, boot: Boot) -> None:
-    boot(WRONG)
+    boot(wrong_bias())
     last = end_of(tmp_path / "out")
     assert last["code"] == 81
     assert "untrained already: the files do not agree" in str(last["message"])
