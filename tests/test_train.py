@@ -647,16 +647,21 @@ def test_bfloat16_rounds_the_layers_and_not_the_loss() -> None:
     assert loss == pytest.approx(math.log(2), rel=1e-6)
 
 
-def test_tf32_is_on_in_the_steps_and_never_in_the_evaluation(
+def test_the_arithmetic_of_the_steps_is_never_that_of_the_evaluation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: dict[str, set[str]] = {"_step": set(), "evaluate": set()}
+    """TF32 where it is wanted, and numbers below the smallest normal one as 0."""
+    seen: dict[str, set[tuple[str, float]]] = {"_step": set(), "evaluate": set()}
+    tiny = torch.tensor([2.0**-127])
+
+    def arithmetic() -> tuple[str, float]:
+        return torch.get_float32_matmul_precision(), (tiny * 1.0).item()
 
     def spy_on(owner: object, name: str) -> None:
         real = getattr(owner, name)
 
         def spy(*arguments: Any, **keywords: Any) -> Any:
-            seen[name].add(torch.get_float32_matmul_precision())
+            seen[name].add(arithmetic())
             return real(*arguments, **keywords)
 
         monkeypatch.setattr(owner, name, spy)
@@ -665,11 +670,11 @@ def test_tf32_is_on_in_the_steps_and_never_in_the_evaluation(
     spy_on(loop, "evaluate")
     for precision, within in (("tf32", "high"), ("float32", "highest"), ("bfloat16", "highest")):
         trained(f"train.precision={precision}", "train.epochs=1")
-        assert seen == {"_step": {within}, "evaluate": {"highest"}}
+        assert seen == {"_step": {(within, 0.0)}, "evaluate": {("highest", 2.0**-127)}}
         seen["_step"].clear()
     with pytest.raises(Diverged):
         trained("train.precision=tf32", "train.optimizer={name: sgd, lr: 1e15}")
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert arithmetic() == ("highest", 2.0**-127)
 
 
 def test_tf32_on_a_cpu_is_float32_and_is_said_to_be(caplog: pytest.LogCaptureFixture) -> None:

@@ -45,8 +45,7 @@ _FORWARD: dict[type[nn.Module], Callable[[Tensor, Tensor], Any]] = {
     nn.SiLU: lambda z, out: _aten.silu.out(z, out=out),
 }
 _KEEP_SUMS = (nn.GELU, nn.SiLU)
-# Backward: the loss's gradient d by the answer to that by the sums, in the place of h or z. ReLU's
-# two calls are faster than threshold_backward: 7 % of a step.
+# Backward: the loss's gradient d by the answer to that by the sums, in the place of h or z.
 _BACKWARD: dict[type[nn.Module], Callable[[Tensor, Tensor], Any]] = {
     nn.ReLU: lambda d, h: h.sign_().mul_(d),
     nn.LeakyReLU: lambda d, h: _aten.leaky_relu_backward.grad_input(d, h, 0.01, True, grad_input=h),
@@ -96,6 +95,7 @@ class _Block:
 
     rows: Floats  # (n, F + 1 + T), as gathered: features, 1, targets
     targets: Tensor  # (T, n), a view of them
+    scaled: Tensor  # (F + 1, n), the first layer's input by what scales the rows' gradients
     layers: list[_Layer]
 
 
@@ -150,7 +150,7 @@ class Backpropagation:
             Diverged: the loss or a gradient is not finite; the weights are as before.
         """
         with self.inference:
-            loss = self.differentiate(self.ranks.share(rows), len(rows))
+            loss = self.differentiate(self.ranks.share(rows), rows.numel())
             loss = self.ranks.sum([self.gradient], loss)
             # A sum of squares may overflow where every gradient is finite: then each is looked at.
             if not math.isfinite(loss + torch.dot(self.gradient, self.gradient).item()):
@@ -164,7 +164,7 @@ class Backpropagation:
     def differentiate(self, rows: Tensor, batch: int) -> float:
         """What these rows are of the mean loss over a batch of so many; the gradient of that is
         left in the network's parameters."""
-        if len(rows) <= self.size:
+        if rows.numel() <= self.size:
             return self._add(rows, batch, first=True)
         parts = enumerate(torch.split(rows, self.size))
         return sum(self._add(part, batch, first=i == 0) for i, part in parts)
@@ -177,7 +177,7 @@ class Backpropagation:
 
     def _add(self, part: Tensor, batch: int, *, first: bool) -> float:
         """Adds one block's share to the batch's gradient, which the first sets; and of its loss."""
-        block = self._block(len(part))
+        block = self._block(part.numel())
         *hidden, last = block.layers
         self.rows.take(part.numpy(), 0, block.rows, "clip")  # "raise" would need a copy
         for layer in hidden:
@@ -185,18 +185,24 @@ class Backpropagation:
             self.forward(layer.z, layer.answer)
         torch.mm(last.weight, last.x, out=last.z)
         loss = self.loss(last.z, block.targets, batch, last.delta)
+        scale = _ONE  # of each row's delta in the first layer
         for i in range(len(hidden), -1, -1):
             layer = block.layers[i]
+            # The copy that this makes lies better than the gathered rows: up to four times as fast.
+            x = layer.x if i > 0 else torch.mul(layer.x, scale, out=block.scaled)
             if first:
-                torch.mm(layer.x, layer.delta_transposed, out=layer.gradient)
+                torch.mm(x, layer.delta_transposed, out=layer.gradient)
             else:
-                layer.gradient.addmm_(layer.x, layer.delta_transposed)
+                layer.gradient.addmm_(x, layer.delta_transposed)
             if i == 0:
                 break
             before = hidden[i - 1]
-            if len(layer.delta) == 1:  # an outer product: its factors one by one are faster
+            if layer.delta.shape[0] == 1:  # an outer product: its factors one by one are faster
                 self.backward(layer.without_bias, before.delta)
-                before.delta.mul_(layer.delta)
+                if i == 1:
+                    scale = layer.delta  # goes with the features, which are fewer than the units
+                else:
+                    before.delta.mul_(layer.delta)
             else:
                 torch.mm(layer.without_bias, layer.delta, out=layer.below)
                 self.backward(layer.below, before.delta)
@@ -216,7 +222,8 @@ class Backpropagation:
                 views = weight.t(), weight[:-1], gradient
                 layers.append(_Layer(*views, x, z, answer, delta, delta.t(), below))
                 x = following
-            self.blocks[n] = _Block(rows.numpy(), rows[:, features + 1 :].t(), layers)
+            targets, scaled = rows[:, features + 1 :].t(), torch.empty(features + 1, n)
+            self.blocks[n] = _Block(rows.numpy(), targets, scaled, layers)
         return self.blocks[n]
 
     def _views(self, flat: Tensor) -> list[Tensor]:
@@ -229,7 +236,7 @@ class Backpropagation:
 def _mean_squared_error(answer: Tensor, y: Tensor, batch: int, delta: Tensor) -> float:
     """sum (answer - y)^2 / (B O), and its gradient by the answer in `delta` (O, n)."""
     torch.sub(answer, y, out=delta)
-    errors, scale = delta.view(-1), 1 / (batch * len(delta))
+    errors, scale = delta.view(-1), 1 / (batch * delta.shape[0])
     loss = torch.dot(errors, errors).item() * scale
     delta.mul_(_scalar(2 * scale))
     return loss
@@ -243,6 +250,9 @@ def _cross_entropy(logits: Tensor, y: Tensor, batch: int, delta: Tensor) -> floa
     loss = -logs.sum().item() / batch
     delta.exp_().scatter_(0, classes, logs.exp_().sub_(1)).mul_(_scalar(1 / batch))
     return loss
+
+
+_ONE = torch.tensor(1.0)
 
 
 @lru_cache(maxsize=4)  # full blocks and the last ones

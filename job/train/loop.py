@@ -25,7 +25,7 @@ from job.train.backprop import Backpropagation, why_autograd
 from job.train.checkpoint import load_checkpoint, save_checkpoint
 from job.train.evaluate import Metrics, evaluate
 from job.train.loss import Objective
-from job.train.precision import say_if_tf32_is_float32, tf32
+from job.train.precision import say_if_tf32_is_float32, step_arithmetic
 from job.train.schedule import learning_rate_factor
 from job.train.step import Autograd
 
@@ -177,7 +177,7 @@ class Trainer:
             shown["loss"] = f"{last.training_loss:.4g}"
             shown["validation"] = f"{last.validation_loss:.4g}"
         advance(0, **shown)
-        with tf32(self.tf32):
+        with step_arithmetic(tf32=self.tf32):
             self._rest_of_epoch(epoch, advance, on_step)
         metrics = self.ranks.from_first(
             lambda: evaluate(self.model, self.validation, self.config.train, self.device)
@@ -242,9 +242,10 @@ class Trainer:
                     f"lower train.optimizer.lr"
                 ) from None
             training.steps += 1
-            training.loss_sum += loss * len(rows)
-            training.rows += len(rows)
-            advance(len(rows))
+            count = rows.numel()
+            training.loss_sum += loss * count
+            training.rows += count
+            advance(count)
             if self.saver.due:
                 training.seconds += time.perf_counter() - stopwatch
                 self.saver.within_epoch()

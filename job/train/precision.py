@@ -1,4 +1,4 @@
-"""What the matrix products of a training step are computed in; all else is float32."""
+"""The arithmetic of training steps; all else is float32 by IEEE 754."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +9,19 @@ from job.log import WARNING, event
 
 
 @contextmanager
-def tf32(wanted: bool) -> Iterator[None]:
-    """CUDA may round the factors of matrix products to TF32 within; never outside."""
-    torch.set_float32_matmul_precision("high" if wanted else "highest")
+def step_arithmetic(*, tf32: bool) -> Iterator[None]:
+    """Within, numbers below 1.2e-38 count as 0, and with `tf32` CUDA may round the factors of
+    matrix products to it.
+
+    The moments of a unit that no row reaches any more decay to such numbers, and a CPU takes some
+    hundred times as long for each: a fifth of a step on 256 rows (docs/performance.md).
+    """
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.set_flush_denormal(True)
     try:
         yield
     finally:
+        torch.set_flush_denormal(False)
         torch.set_float32_matmul_precision("highest")
 
 
