@@ -18,6 +18,8 @@ from job import interrupt
 from job.errors import ConfigError, ProcessLost
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 T = TypeVar("T")
@@ -61,9 +63,13 @@ class Ranks:
                 ]
             )
 
-    def share(self, rows: "Tensor") -> "Tensor":
+    def share(self, rows: "NDArray[np.int64]") -> "NDArray[np.int64]":
         """This process's part of the rows of a batch (B,): as many as the others', or one less."""
-        return rows if self.size == 1 else rows.tensor_split(self.size)[self.rank]
+        if self.size == 1:
+            return rows
+        counts = self.shares(len(rows))
+        start = sum(counts[: self.rank])
+        return rows[start : start + counts[self.rank]]
 
     def shares(self, rows: int) -> list[int]:
         """How many of a batch of so many rows each process takes."""

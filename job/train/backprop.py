@@ -47,7 +47,7 @@ _FORWARD: dict[type[nn.Module], Callable[[Tensor, Tensor], Any]] = {
 _KEEP_SUMS = (nn.GELU, nn.SiLU)
 # Backward: the loss's gradient d by the answer to that by the sums, in the place of h or z.
 _BACKWARD: dict[type[nn.Module], Callable[[Tensor, Tensor], Any]] = {
-    nn.ReLU: lambda d, h: h.sign_().mul_(d),
+    nn.ReLU: lambda d, h: _aten.threshold_backward.grad_input(d, h, 0, grad_input=h),
     nn.LeakyReLU: lambda d, h: _aten.leaky_relu_backward.grad_input(d, h, 0.01, True, grad_input=h),
     nn.Tanh: lambda d, h: _aten.tanh_backward.grad_input(d, h, grad_input=h),
     # oneDNN's, which does not broadcast
@@ -143,14 +143,14 @@ class Backpropagation:
         """What an optimizer updates: all weights in one."""
         return [self.flat]
 
-    def step(self, rows: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    def step(self, rows: NDArray[np.int64], optimizer: torch.optim.Optimizer) -> float:
         """Gradient and update on the rows of these numbers (B,); the mean loss before it.
 
         Raises:
             Diverged: the loss or a gradient is not finite; the weights are as before.
         """
         with self.inference:
-            loss = self.differentiate(self.ranks.share(rows), rows.numel())
+            loss = self.differentiate(self.ranks.share(rows), len(rows))
             loss = self.ranks.sum([self.gradient], loss)
             # A sum of squares may overflow where every gradient is finite: then each is looked at.
             if not math.isfinite(loss + torch.dot(self.gradient, self.gradient).item()):
@@ -161,13 +161,15 @@ class Backpropagation:
             update(optimizer, self.flat, loss)
         return loss
 
-    def differentiate(self, rows: Tensor, batch: int) -> float:
+    def differentiate(self, rows: NDArray[np.int64], batch: int) -> float:
         """What these rows are of the mean loss over a batch of so many; the gradient of that is
         left in the network's parameters."""
-        if rows.numel() <= self.size:
+        if len(rows) <= self.size:
             return self._add(rows, batch, first=True)
-        parts = enumerate(torch.split(rows, self.size))
-        return sum(self._add(part, batch, first=i == 0) for i, part in parts)
+        return sum(
+            self._add(rows[start : start + self.size], batch, first=start == 0)
+            for start in range(0, len(rows), self.size)
+        )
 
     def release(self) -> None:
         """Gives the network weights of its own again, in the usual layout, without gradients."""
@@ -175,11 +177,11 @@ class Backpropagation:
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
             parameter.grad = None
 
-    def _add(self, part: Tensor, batch: int, *, first: bool) -> float:
+    def _add(self, part: NDArray[np.int64], batch: int, *, first: bool) -> float:
         """Adds one block's share to the batch's gradient, which the first sets; and of its loss."""
-        block = self._block(part.numel())
+        block = self._block(len(part))
         *hidden, last = block.layers
-        self.rows.take(part.numpy(), 0, block.rows, "clip")  # "raise" would need a copy
+        self.rows.take(part, 0, block.rows, "clip")  # "raise" would need a copy
         for layer in hidden:
             torch.mm(layer.weight, layer.x, out=layer.z)
             self.forward(layer.z, layer.answer)

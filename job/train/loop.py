@@ -4,12 +4,14 @@ Shapes: N training rows, B rows of a batch, F features, O outputs.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from job import interrupt
@@ -229,7 +231,7 @@ class Trainer:
         self, epoch: int, advance: Callable[..., object], on_step: Callable[[], None]
     ) -> None:
         training, size = self.training, self.config.train.batch_size
-        batches = _shuffled(self.rows, size, self.config.seed_number, epoch, self.device)
+        batches = _shuffled(self.rows, size, self.config.seed_number, epoch)
         done = training.steps - (epoch - 1) * self.steps_per_epoch
         stopwatch = time.perf_counter()
         for rows in batches[done:]:
@@ -242,17 +244,16 @@ class Trainer:
                     f"lower train.optimizer.lr"
                 ) from None
             training.steps += 1
-            count = rows.numel()
-            training.loss_sum += loss * count
-            training.rows += count
-            advance(count)
+            training.loss_sum += loss * len(rows)
+            training.rows += len(rows)
+            advance(len(rows))
             if self.saver.due:
                 training.seconds += time.perf_counter() - stopwatch
                 self.saver.within_epoch()
                 stopwatch = time.perf_counter()
         training.seconds += time.perf_counter() - stopwatch
 
-    def _step(self, rows: Tensor) -> float:
+    def _step(self, rows: NDArray[np.int64]) -> float:
         """One step on these rows; its learning rate and dropout follow from its number alone."""
         config, step = self.config.train, self.training.steps
         if not config.schedule.steady:
@@ -267,10 +268,10 @@ class Trainer:
         return self.engine.step(rows, self.optimizer)
 
 
-def _shuffled(n: int, size: int, seed: int, epoch: int, device: torch.device) -> Sequence[Tensor]:
+def _shuffled(n: int, size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
     """Batches of row numbers, every row once, in an order that (seed, epoch) gives."""
     order = generator(seed, Purpose.SHUFFLE, epoch).permutation(n)
-    return torch.split(torch.from_numpy(order).to(device), size)
+    return [order[i : i + size] for i in range(0, n, size)]
 
 
 class Saver:

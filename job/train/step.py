@@ -5,7 +5,9 @@ Shapes: B rows of a batch, F features, O outputs; all standardised.
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from job.errors import Diverged
@@ -74,23 +76,26 @@ class Autograd:
         """What an optimizer updates."""
         return list(self.network.parameters())
 
-    def step(self, rows: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    def step(self, rows: NDArray[np.int64], optimizer: torch.optim.Optimizer) -> float:
         """`training_step` on this process's share of the rows of these numbers (B,)."""
         share = self.ranks.share(rows)
+        numbers = torch.from_numpy(share).to(self.x.device)
         return training_step(
             self.network,
             self.loss_function,
             optimizer,
-            self.x[share],
-            self.y[share],
+            self.x[numbers],
+            self.y[numbers],
             grad_clip=self.grad_clip,
             bfloat16=self.bfloat16,
             ranks=self.ranks,
             weight=1.0 if self.ranks.size == 1 else self._weight(share) / self._weight(rows),
         )
 
-    def _weight(self, rows: Tensor) -> float:
-        return len(rows) if self.weights is None else float(self.weights[rows].sum())
+    def _weight(self, rows: NDArray[np.int64]) -> float:
+        if self.weights is None:
+            return len(rows)
+        return float(self.weights[torch.from_numpy(rows)].sum())
 
     def release(self) -> None:
         """Drops the gradients."""
