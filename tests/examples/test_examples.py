@@ -4,6 +4,7 @@ What an example needs is installed from its own pinned list. Without the registr
 the browser its test is skipped with the reason, or fails where CI is set.
 """
 
+import html
 import os
 import re
 import shlex
@@ -232,6 +233,39 @@ def test_onnxruntime_needs_no_torch(example: Example) -> None:
     if example.name == "python-onnxruntime":
         done = bash("python -c 'import torch'", example.folder, example.path)
         assert "No module named 'torch'" in done.stderr
+
+
+# The report's lines for each: the file they go into, and what runs it.
+SNIPPETS = {
+    "python-onnxruntime": ("snippet.py", "python {}/snippet.py"),
+    "cpp-libtorch": ("predict.cpp", "{}/build/predict"),
+    "node": ("snippet.mjs", "node {}/snippet.mjs"),
+}
+
+
+@pytest.mark.parametrize("example", SNIPPETS, indirect=True)
+def test_the_reports_lines_give_the_answer_that_they_say(
+    example: Example, published: Path, tmp_path: Path
+) -> None:
+    blocks = re.findall(r"<code>(.*?)</code>", (published / "report.html").read_text(), re.DOTALL)
+    code = html.unescape(blocks[list(SNIPPETS).index(example.name)])
+    name, command = SNIPPETS[example.name]
+    if example.name == "cpp-libtorch":
+        folder = tmp_path
+        shutil.copy(example.folder / "CMakeLists.txt", folder)
+        (folder / name).write_text(code)
+        for line in told(example.folder)[:-1]:
+            prepare(line.replace("LIBTORCH", torch.utils.cmake_prefix_path), folder)
+    else:
+        folder = example.folder  # where its modules are
+        (folder / name).write_text(code)
+    done = bash(command.format(shlex.quote(str(folder))), published, example.path)
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"answers (\S+)", code)
+    answer = re.search(r"-?\d+\.\d+(e[+-]?\d+)?", done.stdout)
+    assert said is not None
+    assert answer is not None
+    assert float(answer[0]) == pytest.approx(float(said[1]), rel=1e-4)
 
 
 def test_the_pins_are_the_jobs_own() -> None:
