@@ -313,6 +313,9 @@ def test_all_of_it_can_be_read_in_light_and_dark_and_printed(
 def test_a_phone_shows_all_of_its_width(tab: Page, report: Path) -> None:
     opened(tab, report, "light", 375)
     assert tab.evaluate("document.documentElement.scrollWidth") == 375
+    hidden = """Math.max(...[...document.querySelectorAll('table')].map((e) =>
+      e.scrollWidth - e.clientWidth))"""
+    assert tab.evaluate(hidden) == 0
     right = """Math.max(...[...document.querySelectorAll('svg')].map((e) =>
       e.getBoundingClientRect().right))"""
     assert tab.evaluate(right) <= 375
