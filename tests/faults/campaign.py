@@ -4,6 +4,7 @@ FAULTS_SEED and FAULTS_SHARE (of the full counts) choose what `make test-slow` r
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,11 +34,26 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT)}
 
 
-def train(output: Path, run_id: str = "one", *before: str) -> subprocess.Popen[str]:
-    """The tiny run by the real command, behind a command that disturbs it."""
-    command = (*before, sys.executable, "-m", "job", "train", *TINY)
+# As `python -m job`, but the helper processes start by the command that is named first.
+STARTER = """
+import runpy, sys
+sys.executable = sys.argv.pop(1)
+runpy.run_module("job", run_name="__main__", alter_sys=True)
+"""
+
+
+def train(
+    output: Path, run_id: str = "one", *before: str, helpers: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
+    """The tiny run by the real command, behind a command that disturbs it, or its helpers."""
+    command = [*before, sys.executable, "-m", "job"]
+    if helpers:
+        script = output.with_suffix(".helper")
+        script.write_text(f'#!/bin/sh\nexec {shlex.join([*helpers, sys.executable])} "$@"\n')
+        script.chmod(0o700)
+        command = [sys.executable, "-c", STARTER, str(script)]
     return subprocess.Popen(
-        [*command, "--output", str(output), "--run-id", run_id],
+        [*command, "train", *TINY, "--output", str(output), "--run-id", run_id],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -47,7 +63,7 @@ def train(output: Path, run_id: str = "one", *before: str) -> subprocess.Popen[s
 
 
 def traced(trace: Path, *inject: str) -> tuple[str, ...]:
-    """strace of the main thread's operations on files, with faults put in."""
+    """strace of the operations on files, with faults put in."""
     options = [part for rule in inject for part in ("-e", f"inject={rule}")]
     return ("strace", "-qq", "-o", str(trace), "-e", f"trace={','.join(CALLS)}", *options)
 

@@ -1,10 +1,11 @@
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from .campaign import CALLS, finish, traced
+from .campaign import CALLS, assert_same, finish, traced, train
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +23,27 @@ def whole(trace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def operations(whole: Path, trace: Path) -> list[tuple[str, int]]:
     """Each (call, nth of its kind) that the main thread of an undisturbed run makes."""
-    counts = dict.fromkeys(CALLS, 0)
-    for call in re.findall(r"^(\w+)\(", trace.read_text(), re.MULTILINE):
-        counts[call] += 1
+    counts = Counter(re.findall(r"^(\w+)\(", trace.read_text(), re.MULTILINE))
     print(counts)
     assert min(counts["fsync"], counts["rename"], counts["write"]) > 0
     return [(call, nth + 1) for call in CALLS for nth in range(counts[call])]
+
+
+@pytest.fixture(scope="session")
+def operations_of_helpers(
+    whole: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[str, int]]:
+    """Each (call, nth of its kind in one process) that a process makes which exports or verifies.
+
+    Where several make so many, a fault strikes the first to come so far.
+    """
+    folder = tmp_path_factory.mktemp("helpers")
+    process = train(folder / "out", helpers=(*traced(folder / "trace"), "-f"))
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
+    assert_same(folder / "out" / "runs" / "one", whole)
+    found = Counter(re.findall(r"^(\d+) +(\w+)\(", (folder / "trace").read_text(), re.MULTILINE))
+    most = {call: max((n for (_, c), n in found.items() if c == call), default=0) for call in CALLS}
+    print(most)
+    assert most["write"] > 50  # files of the model, twice
+    return [(call, nth + 1) for call in CALLS for nth in range(most[call])]

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,6 +43,22 @@ def fail_at(output: Path, trace: Path, call: str, nth: int, error: str) -> int:
     return process.returncode
 
 
+def strike_helper(output: Path, trace: Path, call: str, nth: int, fault: str) -> int:
+    """The exit code of the run of which a helper process meets a fault."""
+    what = "signal=SIGKILL" if fault == "SIGKILL" else f"error={fault}"
+    helpers = (*traced(trace, f"{call}:{what}:when={nth}"), "-f")
+    process = train(output, helpers=helpers)
+    said = process.communicate()[1]
+    struck = "killed by SIGKILL" if fault == "SIGKILL" else "(INJECTED)"
+    assert struck in trace.read_text(), (call, nth)
+    assert_sound(output)
+    # A helper that is killed takes the run with it, as one does that finds no memory.
+    codes = (71,) if fault == "SIGKILL" else (0, 74)
+    assert process.returncode in codes, (call, nth, fault, process.returncode, said)
+    assert "Traceback" not in said
+    return process.returncode
+
+
 def killed(folder: Path, whole: Path, call: str, nth: int) -> None:
     assert kill_at(folder / "out", folder.with_suffix(".trace"), call, nth), (call, nth)
     assert_same(finish(folder / "out"), whole)
@@ -49,6 +66,12 @@ def killed(folder: Path, whole: Path, call: str, nth: int) -> None:
 
 def failed(folder: Path, whole: Path, call: str, nth: int, error: str) -> None:
     fail_at(folder / "out", folder.with_suffix(".trace"), call, nth, error)
+    assert_same(finish(folder / "out"), whole)
+
+
+def struck(folder: Path, whole: Path, call: str, nth: int, fault: str) -> None:
+    folder.mkdir()
+    strike_helper(folder / "out", folder / "trace", call, nth, fault)
     assert_same(finish(folder / "out"), whole)
 
 
@@ -61,19 +84,49 @@ def test_killed_and_failed_at_an_operation_a_rerun_ends_with_the_same_bytes(
     assert_same(finish(tmp_path / "out"), whole)
 
 
+def test_so_it_does_where_a_helper_process_meets_the_fault(
+    operations_of_helpers: list[tuple[str, int]], whole: Path, tmp_path: Path
+) -> None:
+    writes = [one for one in operations_of_helpers if one[0] == "write"]
+    half = len(writes) // 2
+    assert strike_helper(tmp_path / "out", tmp_path / "kill", *writes[half], "SIGKILL") == 71
+    assert strike_helper(tmp_path / "out", tmp_path / "fail", *writes[half + 1], "ENOSPC") == 74
+    assert_same(finish(tmp_path / "out"), whole)
+
+
+def campaign(
+    kind: str, strike: Callable[[str, int], None], operations: list[tuple[str, int]]
+) -> None:
+    """`strike` at every operation, two at a time."""
+    chosen = random.Random(f"{SEED}{kind}").sample(operations, share(len(operations)))
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(strike, call, nth) for call, nth in chosen]
+    faults = [str(run.exception()) for run in runs if run.exception() is not None]
+    print(f"{kind}: {len(chosen)} of {len(operations)} operations")
+    assert not faults, "\n\n".join(faults)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["SIGKILL", "ENOSPC", "EIO"])
 def test_whatever_operation_it_strikes(
     fault: str, operations: list[tuple[str, int]], whole: Path, tmp_path: Path
 ) -> None:
-    chosen = random.Random(f"{SEED}{fault}").sample(operations, share(len(operations)))
-    with ThreadPoolExecutor(2) as pool:
-        runs = [
-            pool.submit(killed, tmp_path / f"{call}{nth}", whole, call, nth)
-            if fault == "SIGKILL"
-            else pool.submit(failed, tmp_path / f"{call}{nth}", whole, call, nth, fault)
-            for call, nth in chosen
-        ]
-    faults = [str(run.exception()) for run in runs if run.exception() is not None]
-    print(f"{fault}: {len(chosen)} of {len(operations)} operations")
-    assert not faults, "\n\n".join(faults)
+    def strike(call: str, nth: int) -> None:
+        folder = tmp_path / f"{call}{nth}"
+        if fault == "SIGKILL":
+            killed(folder, whole, call, nth)
+        else:
+            failed(folder, whole, call, nth, fault)
+
+    campaign(fault, strike, operations)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["SIGKILL", "ENOSPC", "EIO"])
+def test_whatever_operation_of_a_helper_process_it_strikes(
+    fault: str, operations_of_helpers: list[tuple[str, int]], whole: Path, tmp_path: Path
+) -> None:
+    def strike(call: str, nth: int) -> None:
+        struck(tmp_path / f"{call}{nth}", whole, call, nth, fault)
+
+    campaign(f"{fault} in a helper", strike, operations_of_helpers)
