@@ -39,6 +39,7 @@ bench: $(READY)  ## measure the training's speed beside other libraries; writes 
 	@test -d .venv-peers || { $(PYTHON) requirements/install.py .venv-peers --runtime \
 		&& .venv-peers/bin/pip install -q --disable-pip-version-check -r benchmarks/requirements-peers.txt; }
 	@$(VENV)/bin/python -m benchmarks.speed $(ARGS)
+	@.venv-peers/bin/python -m benchmarks.speed --write
 
 lint: $(READY) $(TOOLS)/.ready  ## ruff, mypy --strict and hadolint
 	@$(VENV)/bin/ruff check .

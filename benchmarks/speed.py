@@ -1,7 +1,7 @@
 """The job's training speed beside other libraries', and beside what a core can do.
 
     make bench                                   # makes .venv-peers, measures, writes speed.json
-    python -m benchmarks.speed --write           # docs/performance.md from it
+    .venv-peers/bin/python -m benchmarks.speed --write   # docs/performance.md and speed.svg from it
 
 Each measurement is a process of its own on one core and one thread; the rounds go through all of
 them in turn, so that what else the machine does strikes all alike. Ratios are of medians.
@@ -169,11 +169,38 @@ def tables(body: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
+def draw(body: dict[str, object], path: Path) -> None:
+    """A panel for each width: rows per second by batch, a line for each library."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "speed"  # else the ids in the file are random
+    from matplotlib import pyplot as plt
+
+    speeds: dict[str, list[float]] = body["speeds"]  # type: ignore[assignment]
+    cases = list(dict.fromkeys(key.split()[0] for key in speeds))
+    figure, axes = plt.subplots(1, len(cases), figsize=(3.6 * len(cases), 3.4), sharey=True)
+    for axis, width in zip(axes, cases, strict=True):
+        for name in dict.fromkeys(key.split()[2] for key in speeds):
+            middle = [statistics.median(speeds[f"{width} {b} {name}"]) / 1e6 for b in BATCHES]
+            thick = 2.4 if name == "job" else 1.0
+            axis.plot(BATCHES, middle, marker=".", linewidth=thick, label=name)
+        axis.set(title=f"{width} units", xscale="log", yscale="log", xlabel="rows of a batch")
+        axis.set_xticks(BATCHES, [f"{batch:,}" for batch in BATCHES], minor=False)
+        axis.minorticks_off()
+    axes[0].set_ylabel("million rows per second")
+    axes[0].legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
 def write() -> None:
-    """Puts the tables into docs/performance.md."""
+    """Puts the tables into docs/performance.md and draws docs/speed.svg."""
+    body = json.loads(RESULTS.read_text())
+    draw(body, PAGE.with_name("speed.svg"))
     before, _, rest = PAGE.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{tables(json.loads(RESULTS.read_text()))}\n{END}{after}")
+    PAGE.write_text(f"{before}{BEGIN}\n{tables(body)}\n{END}{after}")
 
 
 def main() -> None:
@@ -196,7 +223,6 @@ def main() -> None:
         write()
     else:
         measure(options.names, options.widths, options.rounds, options.seconds)
-        write()
 
 
 if __name__ == "__main__":
