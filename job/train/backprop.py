@@ -28,9 +28,9 @@ from job.optim import update
 from job.ranks import Ranks
 from job.train.step import clip, require_finite
 
-# Rows at once while no layer has more than NARROW inputs or outputs, and from there on
-# (docs/performance.md).
-NARROW, BLOCK_OF_NARROW, BLOCK = 128, 2048, 512
+# At most so many rows at once, and fewer where a layer would hold more numbers: 1 MB, which stays
+# in a core's cache. A product of fewer than LEAST rows wastes more than the cache saves.
+ROWS, NUMBERS, LEAST = 1024, 2**18, 64
 
 Floats = NDArray[np.float32]
 _aten = torch.ops.aten
@@ -117,7 +117,7 @@ class Backpropagation:
         self.network, self.grad_clip, self.ranks = network, grad_clip, ranks or Ranks()
         self.linear = [layer for layer in network if isinstance(layer, nn.Linear)]
         widest = max(max(layer.in_features, layer.out_features) for layer in self.linear)
-        self.size = BLOCK_OF_NARROW if widest <= NARROW else BLOCK
+        self.size = max(LEAST, min(ROWS, NUMBERS // widest // LEAST * LEAST))
         activation = type(network[1]) if len(network) > 1 else nn.ReLU
         self.forward, self.backward = _FORWARD[activation], _BACKWARD[activation]
         self.keeps_sums = activation in _KEEP_SUMS
