@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from .conftest import ROOT, SMALL
 
 BASE = {"errors", "log", "streams", "interrupt", "durable", "config"}
 # What each room may import of the package, besides itself.
@@ -145,3 +145,20 @@ def test_a_light_module_stays_light(module: str, absent: tuple[str, ...]) -> Non
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_run_does_not_import_torchs_compiler(tmp_path: Path) -> None:
+    """Its optimizers would."""
+    code = (
+        "import sys; from job.cli import main; code = main(sys.argv[1:]);"
+        "print(code, 'torch._dynamo' in sys.modules)"
+    )
+    arguments = ["train", "--quiet", *SMALL, f"--output={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "0 False"

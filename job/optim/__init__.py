@@ -26,6 +26,7 @@ TABLE: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def make_optimizer(parameters: Iterable[nn.Parameter], config: Optimizer) -> torch.optim.Optimizer:
     """The optimizer over `parameters`; its hyperparameters are the config's keys."""
     _say_what_to_know(config)
+    _leave_the_compiler_out()
     return TABLE[config.name](parameters, **config.model_dump(exclude={"name"}))
 
 
@@ -40,11 +41,15 @@ def update(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, loss: floa
     Adam and AdamW go straight to the fused kernel that their `step` ends in, and skip 25 us of
     bookkeeping for parameters in general: half of a whole step on 256 rows of a small network.
     """
-    kernel, state = _KERNELS.get(type(optimizer)), optimizer.state.get(parameter)
-    if kernel is None or not state:  # the first step makes the state
+    kernel = _KERNELS.get(type(optimizer))
+    if kernel is None:
         optimizer.step(lambda: loss)  # a closure is how torch tells the loss; AdamZ asks for it
         return
     assert parameter.grad is not None
+    state = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros(())
+        state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter) for _ in range(2))
     group = optimizer.param_groups[0]
     beta1, beta2 = group["betas"]
     state["step"].add_(_ONE)
@@ -63,6 +68,16 @@ def update(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, loss: floa
         amsgrad=False,
         maximize=False,
     )
+
+
+def _leave_the_compiler_out() -> None:
+    """Nothing is compiled here, so the methods that torch keeps from its compiler are left as they
+    are; to ask the compiler for that, torch would import it: a second or two of a run.
+    """
+    for method in vars(torch.optim.Optimizer).values():
+        plain = getattr(method, "__wrapped__", None)
+        if plain is not None:
+            plain.__dynamo_disable = plain  # where torch/_compile.py keeps the compiler's answer
 
 
 def _say_what_to_know(config: Optimizer) -> None:
