@@ -240,6 +240,9 @@ def _load(options: argparse.Namespace) -> "Config":
 
 
 def _train(options: argparse.Namespace, started: float) -> str:
+    from job.device import choose_threads, let_threads_sleep
+
+    let_threads_sleep()
     ranks = of_this_process()
     if not ranks.first:
         log.configure(options.log_format, quiet=True)
@@ -251,7 +254,6 @@ def _train(options: argparse.Namespace, started: float) -> str:
         follow(config, ranks)
         return ""  # the first goes on, and tells the end
     from job.clock import Clock
-    from job.device import choose_threads
     from job.forkserver import ForkServer
 
     clock = Clock(started)

@@ -172,6 +172,18 @@ def cpu_name() -> str:
     return os.uname().machine
 
 
+def let_threads_sleep() -> None:
+    """To be called before torch is imported: its threads wait for work some tenths of a millisecond
+    and then sleep, which otherwise they do after several.
+
+    Where other processes want the same CPUs, a thread that waits takes its time from the one that
+    it waits for: two threads were then up to 30 times as slow as one, and with this 5 times
+    (docs/performance.md).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
 def prepare_torch(device: Device) -> None:
     """Sets what makes equal runs give equal bytes: threads and deterministic algorithms."""
     # cuBLAS is deterministic only with a fixed workspace, and reads this when CUDA starts.

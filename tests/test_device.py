@@ -15,6 +15,7 @@ from job.device import (
     choose_device,
     choose_threads,
     cpu_limit,
+    let_threads_sleep,
     memory_limit,
     prepare_torch,
 )
@@ -107,3 +108,19 @@ def test_only_deterministic_algorithms_are_let_run() -> None:
     assert not torch.backends.cudnn.benchmark
     assert torch.get_float32_matmul_precision() == "highest"
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_threads_that_wait_sleep_soon_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def told(**environment: str) -> dict[str, str]:
+        for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        let_threads_sleep()
+        return {name: value for name, value in os.environ.items() if name.startswith("GOMP_")}
+
+    assert told() == {"GOMP_SPINCOUNT": "10000"}
+    assert told(GOMP_SPINCOUNT="7") == {"GOMP_SPINCOUNT": "7"}
+    assert told(OMP_WAIT_POLICY="ACTIVE") == {}
