@@ -94,7 +94,8 @@ smoke: $(READY)  ## test the built CPU image with real containers
 
 test-in-image: image  ## run the test suite with the image's own packages
 	docker build --build-arg IMAGE=$(IMAGE) --tag $(IMAGE)-test --file tests/image/Dockerfile requirements
-	docker run --rm --init --network none --volume "$(CURDIR):/checkout:ro" $(IMAGE)-test $(ARGS)
+	docker run --rm --init --network none --hostname test --add-host test:127.0.0.1 \
+		--volume "$(CURDIR):/checkout:ro" $(IMAGE)-test $(ARGS)
 
 k8s-validate: $(TOOLS)/.ready  ## check the manifests strictly against Kubernetes 1.30 and the newest
 	@command -v $(KUBECTL) >/dev/null || { echo "k8s-validate: there is no $(KUBECTL), which builds the overlays; \
