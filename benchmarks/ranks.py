@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# Width, batch size, rows, epochs: ten seconds each, so that the export of the untrained model, which
-# runs beside the first of them, matters little.
+# Width, batch size, rows, epochs: ten seconds each, so that the export of the untrained model,
+# which runs beside the first of them, matters little.
 CASES = (
     (100, 8192, 2_000_000, 40),
     (100, 65_536, 2_000_000, 40),

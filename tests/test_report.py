@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -180,6 +181,16 @@ def test_names_stay_inside_the_snippets_comments() -> None:
     text = page(signature=SIGNATURE | {"inputs": inputs}, example=([0.0] * 3, [1.0]))
     (code, *_) = re.findall(r"<code>(.*?)</code>", text, re.DOTALL)
     assert "# features: a import os, b c, d e" in html.unescape(code).splitlines()
+
+
+def test_the_python_snippet_gives_the_answer_that_it_says(published: Path) -> None:
+    (code, *_) = re.findall(r"<code>(.*?)</code>", (published / "report.html").read_text(), re.S)
+    code = html.unescape(code)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=published, capture_output=True, text=True, check=True
+    )
+    (said,) = re.findall(r"# answers (\S+)", code)
+    assert float(done.stdout.strip("[]\n")) == pytest.approx(float(said), rel=1e-5)
 
 
 # In a real browser. -------------------------------------------------------------------------------

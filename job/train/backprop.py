@@ -187,7 +187,7 @@ class Backpropagation:
             self.forward(layer.z, layer.answer)
         torch.mm(last.weight, last.x, out=last.z)
         loss = self.loss(last.z, block.targets, batch, last.delta)
-        scale = _ONE  # of each row's delta in the first layer
+        scale = _scalar(1.0)  # of each row's delta in the first layer
         for i in range(len(hidden), -1, -1):
             layer = block.layers[i]
             # The copy that this makes lies better than the gathered rows: up to four times as fast.
@@ -252,9 +252,6 @@ def _cross_entropy(logits: Tensor, y: Tensor, batch: int, delta: Tensor) -> floa
     loss = -logs.sum().item() / batch
     delta.exp_().scatter_(0, classes, logs.exp_().sub_(1)).mul_(_scalar(1 / batch))
     return loss
-
-
-_ONE = torch.tensor(1.0)
 
 
 @lru_cache(maxsize=4)  # full blocks and the last ones
