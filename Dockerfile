@@ -69,7 +69,7 @@ RUN chmod -R a+rX /app /job.yaml && python -m compileall -q /app/job
 
 # TMPDIR: exporting asks torch for a temporary folder, and with a read-only root /dev/shm is the
 #   one that is always writable; an empty folder is all that goes there. Where there is none,
-#   Python takes /tmp.
+#   Python takes /tmp. `verify --self-test` alone puts models there.
 # JOB__OUTPUT__DIR: before job.yaml's own output.dir, which names a folder of another machine;
 #   the command line comes before both.
 # JOB_REQUIRE_MOUNT: refuse an output folder that is gone with the container.

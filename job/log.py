@@ -43,6 +43,8 @@ def configure(style: Format | None, *, quiet: bool) -> None:
     _logger.handlers = [handler]
     _logger.propagate = False
     _logger.setLevel(CRITICAL if quiet else INFO)
+    # A line that cannot be written, for want of space say, is lost; the run is not.
+    logging.raiseExceptions = False
 
 
 def line(name: str, message: str, /, **fields: object) -> bytes:

@@ -264,13 +264,13 @@ class Space:
 
     def require(self, weights: int) -> None:
         """Room for a model of so many float32 weights: three checkpoints, one of them being
-        written, each with two moments and the best weights; four model files; what verifies them,
-        in float64; 512 KiB for the rest.
+        written, each with two moments and the best weights; four model files, and a wrong one; what
+        verifies them, in float64; 512 KiB for the rest.
 
         Raises:
             ReadWriteError: the disk has not as much.
         """
-        self.needed = 4 * weights * (3 * 4 + 4 + 2) + 512 * 2**10
+        self.needed = 4 * weights * (3 * 4 + 5 + 2) + 512 * 2**10
         if self._free() < self.needed:
             raise self._full()
 

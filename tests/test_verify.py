@@ -466,7 +466,7 @@ def test_the_fresh_process_finds_what_this_one_finds(
     right: tuple[Path, Reference], tmp_path: Path
 ) -> None:
     folder, reference = right
-    here = verify_staged(folder, reference)
+    here = verify_staged(folder, reference, tmp_path)
     there = verify_in_a_worker(folder, reference, tmp_path)
     assert there == here
     assert len(there.comparisons) > 50

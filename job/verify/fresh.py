@@ -47,16 +47,17 @@ class Verifier:
 
     def verify(self, folder: str, question: str, result: str) -> None:
         """Writes what `verify_staged` finds to the file `result`."""
-        save_result(verify_staged(Path(folder), Reference.load(Path(question))), Path(result))
+        reference, target = Reference.load(Path(question)), Path(result)
+        save_result(verify_staged(Path(folder), reference, target.parent), target)
 
 
-def verify_staged(folder: Path, reference: Reference) -> Verification:
+def verify_staged(folder: Path, reference: Reference, work: Path) -> Verification:
     """What `verify_files` finds, and then: if all agree, whether it would have noticed wrong
-    files; if not, where they part from the model."""
+    files, which it makes in the folder `work`; if not, where they part from the model."""
     verification = verify_files(folder, reference).explained(folder, reference)
     if verification.faults:
         return verification
-    return replace(verification, self_check=list(self_check(folder, reference)))
+    return replace(verification, self_check=list(self_check(folder, reference, work)))
 
 
 def save_result(verification: Verification, result: Path) -> None:

@@ -73,11 +73,11 @@ def self_test(folder: Path) -> Iterator[Judgement]:
             yield _judged(mutant, files[mutant.artifact], reference, rows, faults, rules)
 
 
-def self_check(folder: Path, reference: Reference) -> Iterator[Judgement]:
+def self_check(folder: Path, reference: Reference, work: Path) -> Iterator[Judgement]:
     """The most telling mutants of model.onnx alone, judged by the very reference of a run.
 
     Meant for the process that has just verified `folder`, which need not be published yet and is
-    only read. Needs onnx.
+    only read. Each mutant in its turn lies in the folder `work`. Needs onnx.
     """
     from job.verify.mutants import ONNX, TELLING, mutants
 
@@ -88,7 +88,7 @@ def self_check(folder: Path, reference: Reference) -> Iterator[Judgement]:
     # of the verifier. `self_test` tells of it.
     rows = [(x, limit if usual else np.inf, usual) for x, limit, usual in _other_rows(reference)]
     original = (folder / ONNX).read_bytes()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=work) as scratch:
         for mutant in mutants({ONNX: original}, reference):
             if mutant.name in TELLING:
                 (Path(scratch) / ONNX).write_bytes(mutant.content)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -82,6 +83,15 @@ def test_killed_and_failed_at_an_operation_a_rerun_ends_with_the_same_bytes(
     assert kill_at(tmp_path / "out", tmp_path / "kill", *random.Random(SEED).choice(early))
     assert fail_at(tmp_path / "out", tmp_path / "fail", "fsync", 3, "ENOSPC") == 74
     assert_same(finish(tmp_path / "out"), whole)
+
+
+def test_a_log_that_cannot_be_written_costs_the_line_alone(
+    whole: Path, trace: Path, tmp_path: Path
+) -> None:
+    writes = re.findall(r"^write\((\d+),", trace.read_text(), re.MULTILINE)
+    first = writes.index("2") + 1
+    assert fail_at(tmp_path / "out", tmp_path / "fail", "write", first, "ENOSPC") == 0
+    assert_same(tmp_path / "out" / "runs" / "one", whole)
 
 
 def test_so_it_does_where_a_helper_process_meets_the_fault(

@@ -13,12 +13,14 @@ import pytest
 
 from tests.conftest import ROOT
 
-# The least that a container can be given.
+# The least that a container can be given. In /dev/shm, where the image has its temporary files, no
+# model has room.
 LOCKED_DOWN = (
     "--read-only",
     *("--network", "none"),
     *("--cap-drop", "ALL"),
     *("--security-opt", "no-new-privileges"),
+    *("--shm-size", "4k"),
 )
 # Enough for the job; torch alone takes most of it.
 LIMITS = ("--memory", "1g", "--memory-swap", "1g", "--cpus", "2", "--pids-limit", "128")

@@ -55,7 +55,7 @@ def test_a_faithful_export_of_a_random_model_passes(random_model: int, tmp_path:
     s = any_sample(100 + random_model, widest, task)
     if random_model % 2:
         s = trained(s)
-    verify_staged(tmp_path, s.export(tmp_path)).require_agreement()
+    verify_staged(tmp_path, s.export(tmp_path), tmp_path).require_agreement()
 
 
 # Wrong ones. The inputs are all positive, as real ones often are.

@@ -180,7 +180,7 @@ def test_the_short_form_says_what_the_long_one_says(
     s = MODELS[kind]()
     reference = s.export(tmp_path / "staged")
     before = content(tmp_path / "staged")
-    short = list(self_check(tmp_path / "staged", reference))
+    short = list(self_check(tmp_path / "staged", reference, tmp_path))
     long = {one.mutant: one for one in judged(kind) if one.artifact == ONNX}
     assert [one.verdict for one in short] == [long[one.mutant].verdict for one in short]
     assert {one.mutant for one in short} == mutants.TELLING & long.keys()
@@ -204,7 +204,7 @@ def test_the_short_form_raises_the_alarm_too(
     s = MODELS["relu"]()
     reference = s.export(tmp_path / "staged")
     monkeypatch.setattr(files, "compare", pass_all)
-    found = list(self_check(tmp_path / "staged", reference))
+    found = list(self_check(tmp_path / "staged", reference, tmp_path))
     wrong = {one.mutant for one in found if not one.right}
     assert {"rows in reverse", "a number for NaN", "nearly relu", "noise"} <= wrong
 
