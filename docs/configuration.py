@@ -10,12 +10,17 @@ HERE = Path(__file__).parent
 INTRODUCTION = """\
 # job.yaml
 
-Every key has a default, so that job.yaml may be as short as `seed: 0`. An unknown, doubled or
+Every key has a default, so that job.yaml may be as short as `seed: 0`. An unknown, duplicate or
 mistyped key ends the job with 78, naming line, key and the nearest key that there is. `key=value`
 on the command line overrides a key by its path (`train.epochs=3`), `JOB__TRAIN__EPOCHS=3` in the
 environment does the same; the command line comes before the environment, the environment before
 the file. `python -m job check` prints what came of them all, `python -m job schema` the schema that
 editors read and that this page is made from.
+
+Other variables of the environment: `JOB_RUN_ID` is `--run-id`; `JOB_TERMINATION_LOG` names a file
+that gets code and reason (`/dev/termination-log` if that exists); `JOB_SOURCE_REVISION` and
+`JOB_SOURCE_IMAGE` are copied into manifest.json; `JOB_REQUIRE_MOUNT`, which the image sets, refuses
+an output folder that is not mounted; `NO_COLOR` is heeded.
 """
 
 

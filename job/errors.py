@@ -13,7 +13,7 @@
       NoPermission           77  the operating system refused
       ConfigError            78  the content of job.yaml, an override or an environment key
       Verdict                    the job's own: nothing is published, evidence is left
-        Diverged             80  a loss or a gradient is not finite
+        Diverged             80  a loss, a gradient or an answer is not finite
         ExportMismatch       81  the exported files do not agree with the trained model
         QualityUnmet         82  a quality gate is unmet
 
@@ -127,7 +127,7 @@ class Verdict(JobError):
 
 
 class Diverged(Verdict):
-    """A loss or a gradient is not finite; the update was not made."""
+    """A loss, a gradient or an answer to held-out rows is not finite; no such update was made."""
 
     code = ExitCode.DIVERGED
 

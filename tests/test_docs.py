@@ -191,6 +191,8 @@ KNOWN: dict[str, RunBy | Needs] = {
     "make test": RunBy(".ci/run", "make test"),
     "make lint": RunBy(".ci/run", "make lint"),
     "make k8s-validate": RunBy(".ci/run", "make k8s-validate"),
+    "make image-cuda": Needs("gigabytes"),
+    "make image-name": RunBy("tests/image/conftest.py", '"image-name"'),
     "make image": RunBy("tests/image/conftest.py", '"make", "image"'),
     "make sbom": RunBy("tests/image/test_contents.py", '"make", "sbom"'),
     "make run": Needs("a Docker engine"),
@@ -204,6 +206,7 @@ KNOWN: dict[str, RunBy | Needs] = {
     "docker": CONTAINER,
     "docker run --gpus": Needs("an NVIDIA GPU, or to have none"),
     "docker run --user": RunBy("tests/image/conftest.py", '"--user"'),
+    "mkdir -p artifacts": HERE,
     "docker network create": RunBy("tests/image/test_ranks.py", '"network"'),
     "sudo nvidia-ctk": Needs("an NVIDIA GPU"),
     "kubectl": CLUSTER,
@@ -220,7 +223,6 @@ KNOWN: dict[str, RunBy | Needs] = {
     "python -m job verify artifacts/latest --self-test": RunBy(
         "tests/verify/test_mutants.py", '"--self-test"'
     ),
-    "python -m job.verify": RunBy("job/verify/fresh.py", "job.verify"),
     "python -m pytest": RunBy("tests/verify/test_exports.py", "random_model"),
     "python -m benchmarks.optimizers": RunBy("tests/test_benchmarks.py", "optimizers"),
     "python -m benchmarks.tables": Needs("scikit-learn"),
@@ -286,7 +288,7 @@ def test_targets_files_modules_and_flags_of_every_command_are_there(page: Path) 
         if words[0] == "make":
             for target in words[1:]:
                 assert "=" in target or re.search(rf"^{target}:", makefile, re.MULTILINE), command
-        if (at := command.find("-m job")) >= 0 and command[at:][:7] != "-m job.":
+        if (at := command.find("-m job")) >= 0:
             arguments = shlex.split(command[at:].removeprefix("-m job"))
             if arguments and arguments != ["--help"]:
                 _parse(arguments)

@@ -221,7 +221,7 @@ def test_a_disk_that_fills_up_later_is_74_with_the_same_numbers(disk: Path) -> N
         fill.write(b"0" * 2**21)
 
 
-def test_a_helping_process_that_the_kernel_kills_is_want_of_memory(tmp_path: Path) -> None:
+def test_a_helper_process_that_the_kernel_kills_is_want_of_memory(tmp_path: Path) -> None:
     """Where memory runs out the kernel may choose the process that exports, and not the job's."""
     process = subprocess.Popen(
         job("train", *SMALL, "--output", str(tmp_path)),

@@ -400,9 +400,9 @@ class Checkpoint(Section):
     """When the state is saved, to be resumed from after a signal, a kill or a power cut."""
 
     every: Count | None = 1
-    """Epochs from one to the next; null leaves it to every_seconds."""
+    """Epochs between two checkpoints; null leaves it to every_seconds."""
     every_seconds: Rate | None = None
-    """Seconds from one to the next, in the middle of an epoch too."""
+    """Seconds between two, in the middle of an epoch too. Given alone it replaces `every`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -522,7 +522,8 @@ class Quality(Section):
     """What the model must reach on the test rows; else nothing is published (82)."""
 
     metrics: dict[str, Gate] = {}
-    """Gates by metric: {r2: {min: 0.9}} for one."""
+    """Gates by metric, each with min, max or both: {r2: {min: 0.9}}. Metrics are loss, mse, mae, r2
+    and excess_risk for numbers; loss, log_loss, accuracy and excess_risk for classes."""
 
 
 class Export(Section):
@@ -562,7 +563,7 @@ class Output(Section):
     dir: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")] = "artifacts"
     """Folder for runs/, latest, failed/ and work/; made if it is not there."""
     keep: Annotated[int, Field(ge=1, le=1_000_000)] = 5
-    """Published runs that are kept; older ones are removed after a successful publish."""
+    """How many published runs are kept, and as many failed and as many unfinished ones."""
 
 
 class Config(Section):
