@@ -25,7 +25,7 @@ from job.errors import (
     UsageError,
     known,
 )
-from job.ranks import of_this_process
+from job.ranks import ranks_of
 
 if TYPE_CHECKING:
     from job.config import Config
@@ -42,12 +42,13 @@ def main(arguments: Sequence[str], started: float | None = None) -> int:
     started = time.time() if started is None else started
     try:
         options = _parse(_with_command(list(arguments)))
+        options.started = started
         log.configure(options.log_format, quiet=options.quiet)
         if options.run is not _train:
             interrupt.at_once(last_words)
         # Libraries print where they like; stdout is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
-            result: str = options.run(options, started)
+            result: str = options.run(options)
         if result:
             _print_result(result)
         return ExitCode.OK
@@ -101,7 +102,8 @@ def _end(
 def _write_termination_log(
     code: int, name: str, reason: str, *, unless_told_since: float | None = None
 ) -> None:
-    """One JSON object of at most 4,096 bytes; best effort, it never changes the code.
+    """One JSON object of at most 4,096 bytes, what a kubelet reads, which is why the reason is cut
+    off after 600 characters, of 6 bytes at the most; best effort, it never changes the code.
 
     The reason of a process that failed first, told since that time, is not replaced; that of an
     earlier attempt is.
@@ -117,8 +119,8 @@ def _write_termination_log(
             there = os.stat(path)
             if there.st_size > 0 and there.st_mtime >= unless_told_since:
                 return
-        with open(path, "w") as file:
-            file.write(json.dumps(entry) + "\n")
+        with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def _defect(error: Exception) -> JobError:
@@ -137,10 +139,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     """Overrides may stand anywhere; argparse takes only the first unbroken row of them."""
     options, rest = _parser().parse_known_args(arguments)
     takes_overrides = hasattr(options, "overrides")
-    for argument in rest:
+    if takes_overrides:
+        options.overrides += rest
+    for argument in options.overrides if takes_overrides else rest:
         if argument.startswith("-") or "=" not in argument or not takes_overrides:
-            raise UsageError(f"unknown argument {argument!r}; `python -m job --help` shows more")
-        options.overrides.append(argument)
+            raise UsageError(
+                f"unknown argument {argument!r}; a command comes first, then key=value; "
+                f"`python -m job --help` shows more"
+            )
     return options
 
 
@@ -235,15 +241,15 @@ def _load(options: argparse.Namespace) -> "Config":
 
     overrides = list(options.overrides)
     if getattr(options, "output", None) is not None:
-        overrides.append(f"output.dir={json.dumps(options.output)}")
+        overrides.append(f"output.dir={json.dumps(options.output, ensure_ascii=False)}")
     return load_config(options.config, overrides, os.environ)
 
 
-def _train(options: argparse.Namespace, started: float) -> str:
+def _train(options: argparse.Namespace) -> str:
     from job.device import choose_threads, let_threads_sleep
 
     let_threads_sleep()
-    ranks = of_this_process()
+    ranks = ranks_of(os.environ)
     if not ranks.first:
         log.configure(options.log_format, quiet=True)
     config = _load(options)
@@ -256,12 +262,12 @@ def _train(options: argparse.Namespace, started: float) -> str:
     from job.clock import Clock
     from job.forkserver import ForkServer
 
-    clock = Clock(started)
+    clock = Clock(options.started)
     threads, _ = choose_threads(config, ranks.local_size)
     with ForkServer(threads) as server:  # it imports what it needs while this process does
         from job.pipeline import run_job
 
-        clock.stages["import"] = time.time() - started
+        clock.stages["import"] = time.time() - options.started
         published = run_job(config, run_id, clock, server, ranks)
     _end(ExitCode.OK, ExitCode.OK.name, f"{published} is published and verified", log.INFO)
     return str(published)
@@ -281,7 +287,7 @@ def _run_id(flag: str | None) -> str | None:
         raise ConfigError([f"environment JOB_RUN_ID: {error}"]) from None
 
 
-def _check(options: argparse.Namespace, started: float) -> str:
+def _check(options: argparse.Namespace) -> str:
     from job.config import to_yaml
 
     config = _load(options)
@@ -296,7 +302,7 @@ def _check(options: argparse.Namespace, started: float) -> str:
     return to_yaml(config).rstrip()
 
 
-def _verify(options: argparse.Namespace, started: float) -> str:
+def _verify(options: argparse.Namespace) -> str:
     from job.errors import ExportMismatch
     from job.verify import verify_published
 
@@ -340,7 +346,7 @@ def _self_test(folder: Path) -> None:
             raise ExportMismatch(f"the verifier cannot be trusted with {folder}: {message}; {one}")
 
 
-def _predict(options: argparse.Namespace, started: float) -> str:
+def _predict(options: argparse.Namespace) -> str:
     from job.predict import predict_file
 
     rows = predict_file(Path(options.folder), Path(options.input), Path(options.output))
@@ -348,8 +354,8 @@ def _predict(options: argparse.Namespace, started: float) -> str:
     return str(options.output)
 
 
-def _doctor(options: argparse.Namespace, started: float) -> str:
-    """Prints every finding as it is made; ends with the first that would stop `train`."""
+def _doctor(options: argparse.Namespace) -> str:
+    """All findings; ends with the first that would stop `train`."""
     config = _load(options)
     from job.doctor import examine
 
@@ -367,7 +373,7 @@ def _doctor(options: argparse.Namespace, started: float) -> str:
     return report
 
 
-def _schema(options: argparse.Namespace, started: float) -> str:
+def _schema(options: argparse.Namespace) -> str:
     from job.config import Config
 
     return json.dumps(Config.model_json_schema(), indent=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job.config import Config
-from job.errors import DeviceError
+from job.errors import ConfigError, DeviceError
 from job.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -40,17 +40,25 @@ class Device:
 
 def choose_device(config: Config, ranks: Ranks | None = None) -> Device:
     """The device that `config.device` asks for, after one real operation on it; of several
-    processes on one machine each has a CUDA device of its own.
+    processes on one machine each has a CUDA device of its own, or, where there are too few for
+    "auto", all take the CPU.
 
     Raises:
+        ConfigError: all processes of one machine would have one CUDA device.
         DeviceError: CUDA was asked for by name and does not work here.
     """
     ranks = ranks or Ranks()
+    if ":" in config.device and ranks.local_size > 1:
+        raise ConfigError(
+            [f"device: {config.device} is one device for {ranks.local_size} processes; say cuda"]
+        )
     threads = (*choose_threads(config, ranks.local_size), ranks)
     if config.device == "cpu":
         return Device("cpu", 0, cpu_name(), "asked for", *threads)
     index = int(config.device.partition(":")[2] or ranks.local_rank)
     trouble = cuda_trouble(index)
+    if trouble is None and config.device == "auto" and ranks.local_size > 1:
+        trouble = cuda_trouble(ranks.local_size - 1)
     if trouble is None:
         import torch
 
@@ -70,6 +78,8 @@ def cuda_trouble(index: int) -> str | None:
     `is_available()` is not believed: a driver that is too old or a GPU that this build has no
     kernels for is found by running one operation.
     """
+    # cuBLAS is deterministic only with a fixed workspace, and reads this at its first operation.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
     if torch.version.cuda is None:
@@ -186,8 +196,6 @@ def let_threads_sleep() -> None:
 
 def prepare_torch(device: Device) -> None:
     """Sets what makes equal runs give equal bytes: threads and deterministic algorithms."""
-    # cuBLAS is deterministic only with a fixed workspace, and reads this when CUDA starts.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
     torch.set_num_threads(device.threads)

@@ -102,7 +102,7 @@ def _device(config: Config) -> str | JobError:
 def _output(config: Config) -> str | JobError:
     output = Path(config.output.dir)
     try:
-        prepare_output(output, config.output.keep)
+        prepare_output(output)
     except JobError as error:
         return error
     return f"{output} is writable, {_free(str(output))}"

@@ -10,7 +10,8 @@ def write_file(path: Path, content: bytes) -> None:
     """Replaces `path` by a file with `content`: through a temporary name, fsynced before and after.
 
     Raises:
-        OSError: what was there before is untouched.
+        OSError: what was there before is untouched, or, if only the last fsync failed, `content`
+            is there.
     """
     temporary = _beside(path)
     try:

@@ -159,16 +159,19 @@ class Worker:
     def _look(self, seconds: float) -> bool:
         if not select.select([self._channel], [], [], seconds)[0]:
             if not self._server.alive:
+                interrupt.check()
                 raise self._server.lost()
             return False
         try:
             message = self._channel.recv(_MESSAGE)
-        except ConnectionError:
-            message = b""
+        except ConnectionError:  # it has ended with a call unread: what was said of that is next
+            message = self._channel.recv(_MESSAGE)
         if not message:
+            interrupt.check()  # a signal to all processes ends those that do not know of states
             raise self._server.lost()
         said = json.loads(message)
         if "status" in said:
+            interrupt.check()
             raise _ended(self._name, said["status"], "")
         if "code" in said:
             sys.stderr.write(said["traceback"])
@@ -232,17 +235,11 @@ def main() -> NoReturn:
 
 def _work(channel: socket.socket, kind: str, *arguments: str) -> NoReturn:
     """A worker's life."""
-    busy = threading.Event()
-    busy.set()
-    threading.Thread(target=_end_with, args=(channel, busy), daemon=True).start()
+    threading.Thread(target=_end_with, args=(channel,), daemon=True).start()
     try:
         module, _, name = kind.partition(":")
         target = attrgetter(name)(importlib.import_module(module))(*arguments)
-        while True:
-            busy.clear()
-            if not (message := channel.recv(_MESSAGE)):
-                break
-            busy.set()
+        while message := channel.recv(_MESSAGE):
             method, *values = json.loads(message)
             getattr(target, method)(*values)
             channel.send(_packed({"done": method}))
@@ -259,13 +256,12 @@ def _told(error: Exception) -> dict[str, Any]:
     return {"code": int(ExitCode.SOFTWARE), "message": message, "traceback": trace}
 
 
-def _end_with(channel: socket.socket, busy: threading.Event) -> None:
-    """Ends this process in the midst of its work when the other end of `channel` is gone."""
+def _end_with(channel: socket.socket) -> None:
+    """Ends this process, in the midst of its work too, when the other end of `channel` is gone."""
     hang_up = select.poll()
     hang_up.register(channel, select.POLLRDHUP)
     hang_up.poll()
-    if busy.is_set():
-        os._exit(1)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import platform
 import re
 import secrets
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def _digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+@cache
 def _sources() -> str:
     """A digest of the package's own files."""
     root = Path(job.__file__).parent

@@ -121,7 +121,7 @@ class MLP(nn.Module):
         return answer
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """Every parameter and buffer by name, copied to the host."""
+        """Every parameter and buffer by name, on the host: on a CPU not a copy."""
         return {name: tensor.cpu().numpy() for name, tensor in self.state_dict().items()}
 
     def take(self, weights: Mapping[str, NDArray[np.float32]]) -> None:

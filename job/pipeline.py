@@ -14,10 +14,10 @@ from job.errors import Verdict
 from job.forkserver import ForkServer
 from job.identity import identify, new_run_id
 from job.model import build_model
-from job.publish import Run, Space, claim, leave_evidence, prepare_output, publish
+from job.publish import Run, Space, claim, leave_evidence, prepare_output, publish, sweep
 from job.quality import require_quality
 from job.ranks import Ranks, joined
-from job.train import evaluate, predict, train
+from job.train import evaluate, train
 from job.verify import verify_in_fresh_process
 
 
@@ -52,6 +52,7 @@ def follow(config: Config, ranks: Ranks) -> None:
             data = _data(resolved, ranks)
             model = build_model(resolved, data.training.x, data.training.y, len(data.classes))
             train(model, data, resolved, device.torch, Path(), lambda _: None, ranks)
+            ranks.end_together()
 
 
 @contextmanager
@@ -68,9 +69,10 @@ def _run(
     config: Config, run_id: str | None, clock: Clock, server: ForkServer, device: Device
 ) -> Path:
     output = Path(config.output.dir)
-    prepare_output(output, config.output.keep)
+    prepare_output(output)
+    sweep(output)
     if config.data.kind == "file" and config.data.sha256 is None:
-        config = config.with_sha256(file_sha256(config.data, memory_limit()))
+        config = config.with_sha256(file_sha256(config.data, _memory(device.ranks)))
 
     new_id = new_run_id(identify(config, device).fingerprint)
     with claim(output, run_id, lambda name: identify(config.for_run(name), device), new_id) as run:
@@ -87,15 +89,28 @@ def _run(
                 with space, server:
                     _make(run, config, device, space, server, clock)
             except Verdict as verdict:
-                record.write_failure(run, config, device, verdict)
-                leave_evidence(run, config.output.keep)
+                _leave_evidence(run, config, device, verdict)
                 raise
+            device.ranks.end_together()
     return run.published
 
 
+def _leave_evidence(run: Run, config: Config, device: Device, verdict: Verdict) -> None:
+    """As far as that can be done: the verdict stands without it."""
+    try:
+        record.write_failure(run, config, device, verdict)
+        leave_evidence(run, config.output.keep)
+    except Exception as error:  # noqa: BLE001  whatever it is, the verdict says more
+        record.say_no_evidence(error)
+
+
+def _memory(ranks: Ranks) -> int:
+    """Bytes that this process may use."""
+    return memory_limit() // ranks.local_size
+
+
 def _data(config: Config, ranks: Ranks) -> Dataset:
-    memory = memory_limit() // ranks.local_size
-    data = load_data(config.data, config.seed_number, memory, config.train.task)
+    data = load_data(config.data, config.seed_number, _memory(ranks), config.train.task)
     config.require_fit(len(data.training.x), len(data.classes))
     return data
 
@@ -104,7 +119,7 @@ def _make(
     run: Run, config: Config, device: Device, space: Space, server: ForkServer, clock: Clock
 ) -> None:
     """data -> model -> train -> export -> verify -> report -> publish."""
-    identity = identify(config, device).fingerprint
+    fingerprint = identify(config, device).fingerprint
     with clock.stage("data"):
         data = _data(config, device.ranks)
         model = build_model(config, data.training.x, data.training.y, len(data.classes))
@@ -112,17 +127,23 @@ def _make(
         artifacts = Artifacts(server, model, data, config, device.torch, run.scratch, run.staging)
 
     with clock.stage("train"):
-        place = device.torch, run.checkpoints
-        written, check = record.epoch_writer(run), artifacts.check
-        training = train(model, data, config, *place, written, device.ranks, check)
+        training = train(
+            model,
+            data,
+            config,
+            device.torch,
+            run.checkpoints,
+            on_epoch=record.epoch_writer(run),
+            on_step=artifacts.check,
+            ranks=device.ranks,
+        )
         test = evaluate(model, data.test, config.train, device.torch)
         record.say_if_memorising(training, data, config)
         require_quality(config.quality.metrics, test)
 
     with clock.stage("export"):
-        batches = batches_to_verify(config, data)
-        reference = reference_of(model, data, config, device.torch, batches)
-        artifacts.write(reference, run.staging, identity)
+        reference = reference_of(model, data, config, device.torch, batches_to_verify(config, data))
+        artifacts.write(reference, run.staging, fingerprint)
 
     with clock.stage("verify"):
         verification = verify_in_fresh_process(server, run.staging, reference, run.scratch)
@@ -130,15 +151,10 @@ def _make(
         verification.require_agreement()
 
     with clock.stage("report"):
-        facts = record.manifest_fields(
-            run, config, device, identity, data, training, test, verification, batches
-        )
+        told = config, device, data, training, reference, verification
+        facts = record.manifest_fields(run, fingerprint, test, *told)
         record.write_config(run, config)
-        shown = data.test[: record.ROWS_SHOWN]
-        answers = predict(model, shown.x, device.torch)
-        record.write_report(
-            run, config, facts, training, verification, clock.timing(), shown.y, answers, reference
-        )
+        record.write_report(run, facts, clock.timing(), model, *told)
     facts["timing"] = clock.timing()
     publish(run, facts, verification.sha256, config.output.keep)
     record.say_published(run, facts)

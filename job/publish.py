@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,8 +28,10 @@ from job import interrupt
 from job.durable import fsync, move_folder, remove_folder, write_file
 from job.errors import (
     ConfigError,
+    DataError,
     Interrupted,
     JobError,
+    MissingInputError,
     NoPermission,
     OutputError,
     ReadWriteError,
@@ -192,13 +195,14 @@ def _state(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def unfinished(output: Path) -> list[Path]:
-    """Work folders of runs that were cut off or are being made, the newest first."""
+def unfinished(output: Path) -> dict[Path, float]:
+    """Work folders of runs that were cut off or are being made, and when their last attempt began;
+    the newest first."""
     begun: dict[Path, float] = {}
     for folder in (output / "work" / "runs").glob("[!.]*"):  # hidden ones are being deleted
         with contextlib.suppress(FileNotFoundError):  # it has just ended
             begun[folder] = (folder / STATE).stat().st_mtime
-    return sorted(begun, key=lambda folder: begun[folder], reverse=True)
+    return dict(sorted(begun.items(), key=itemgetter(1), reverse=True))
 
 
 def require_same(run: Run, fingerprint: str) -> None:
@@ -208,7 +212,10 @@ def require_same(run: Run, fingerprint: str) -> None:
         ConfigError: it has another fingerprint.
         DataError: its files are not those that were published.
     """
-    manifest = read_manifest(run.published)
+    try:
+        manifest = read_manifest(run.published)
+    except MissingInputError as error:
+        raise DataError(str(error)) from None
     if manifest["fingerprint"] != fingerprint:
         raise ConfigError(
             [
@@ -291,10 +298,8 @@ class Space:
         )
 
 
-def prepare_output(output: Path, keep: int) -> None:
-    """Makes the output folder and tries every operation that publishing needs; sweeps leftovers.
-
-    The newest `keep` unfinished runs stay, to be resumed.
+def prepare_output(output: Path) -> None:
+    """Makes the output folder and tries every operation that publishing needs.
 
     Raises:
         OutputError: it is no folder, is read-only, or lacks an operation, which is named.
@@ -302,6 +307,11 @@ def prepare_output(output: Path, keep: int) -> None:
         ReadWriteError: the disk is full or failing.
     """
     _require_mount(output)
+    latest = output / "latest"
+    if latest.exists() and not latest.is_symlink():
+        raise OutputError(
+            f"{latest} is no link, and so cannot be made to name another run; move it away"
+        )
     work = output / "work"
     for folder in (output / "runs", work / "runs", work / "locks"):
         _try("make a folder", partial(folder.mkdir, parents=True, exist_ok=True), output)
@@ -316,7 +326,6 @@ def prepare_output(output: Path, keep: int) -> None:
         _try("lock a file", lambda: _lock_once(probe / "lock"), output)
     finally:
         shutil.rmtree(probe, ignore_errors=True)
-    _sweep(output, keep)
 
 
 def _require_mount(output: Path) -> None:
@@ -368,14 +377,20 @@ def _lock_once(path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _sweep(output: Path, keep: int) -> None:
-    """Removes what nobody holds and nobody can resume, and all but the newest unfinished runs."""
-    resumable = unfinished(output)[:keep]
+def sweep(output: Path) -> None:
+    """Removes what nobody holds and nobody can resume."""
+    resumable = unfinished(output)
     for folder in (output / "work" / "runs").iterdir():
-        lock = _locks(output) / folder.name
-        if folder not in resumable and (held := _try_lock(lock)) is not None:
-            remove_folder(folder)
-            _unlock(lock, held)
+        if folder not in resumable:
+            _remove_if_free(folder)
+
+
+def _remove_if_free(folder: Path) -> None:
+    """Removes the work folder of a run that no process holds."""
+    lock = folder.parent.parent / "locks" / folder.name
+    if (held := _try_lock(lock)) is not None:
+        remove_folder(folder)
+        _unlock(lock, held)
 
 
 def _locks(output: Path) -> Path:
@@ -433,14 +448,21 @@ def _move_latest(run: Run) -> None:
 
 
 def _remove_old(run: Run, keep: int) -> None:
-    """Removes the oldest published runs beyond `keep`: only whole runs of ours, never links."""
+    """Removes the oldest published runs beyond `keep`, only whole runs of ours and never links,
+    and unfinished runs that are older than all that stay."""
     latest = os.path.realpath(run.output / "latest")
     created = {
         folder: when
         for folder in (run.output / "runs").iterdir()
         if not folder.is_symlink() and (when := _created(folder)) is not None
     }
-    for old in sorted(created, key=lambda folder: created[folder], reverse=True)[keep:]:
+    newest = sorted(created, key=lambda folder: created[folder], reverse=True)
+    if len(newest) >= keep:
+        oldest = created[newest[keep - 1]].timestamp()
+        for folder, begun in unfinished(run.output).items():
+            if begun < oldest:
+                _remove_if_free(folder)
+    for old in newest[keep:]:
         if os.path.realpath(old) == latest or old == run.published:
             continue
         try:

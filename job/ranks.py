@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # A process that is gone is noticed at once, by its connection; this is for one that is silent. The
-# others wait as long while the first evaluates, exports, or waits for a lock.
+# others wait as long while the first evaluates, or waits for a lock.
 SILENCE = timedelta(minutes=10)
+# And as long while it exports, verifies and publishes.
+PATIENCE = timedelta(days=1)
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Ranks:
     local_rank: int = 0
     local_size: int = 1
     _agreed_to_stop: bool = field(default=False, init=False)
+    _patient: Any = field(default=None, init=False)  # a process group that waits for PATIENCE
 
     @property
     def first(self) -> bool:
@@ -114,6 +117,17 @@ class Ranks:
         self._agree(signal)
         return made  # type: ignore[no-any-return]
 
+    def end_together(self) -> None:
+        """Returns once all have come here: none has succeeded before the first has.
+
+        Raises:
+            ProcessLost: another process is gone.
+        """
+        if self.size > 1:
+            import torch
+
+            self._collective(torch.distributed.barrier, group=self._patient)
+
     def _agree(self, signal: bool) -> None:
         if signal:
             self._agreed_to_stop = True
@@ -152,7 +166,7 @@ def ranks_of(environment: Mapping[str, str]) -> Ranks:
 
 def _connect(ranks: Ranks, backend: str) -> None:
     from torch._C._distributed_c10d import PrefixStore
-    from torch.distributed import init_process_group
+    from torch.distributed import init_process_group, new_group
     from torch.distributed.rendezvous import rendezvous
 
     store, _, _ = next(rendezvous("env://", timeout=SILENCE))
@@ -165,6 +179,7 @@ def _connect(ranks: Ranks, backend: str) -> None:
         world_size=ranks.size,
         timeout=SILENCE,
     )
+    ranks._patient = new_group(backend="gloo", timeout=PATIENCE)
 
 
 @contextmanager
@@ -186,8 +201,3 @@ def joined(ranks: Ranks, device_type: str) -> Iterator[None]:
         yield
     finally:  # else its threads abort the process at its end
         torch.distributed.destroy_process_group()
-
-
-def of_this_process() -> Ranks:
-    """`ranks_of` its environment."""
-    return ranks_of(os.environ)

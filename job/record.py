@@ -2,13 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from job import manifest
 from job.config import Config, to_yaml
@@ -17,9 +14,10 @@ from job.device import Device
 from job.errors import Verdict
 from job.identity import versions
 from job.log import WARNING, event
+from job.model import MLP
 from job.publish import Run
 from job.report import render_report
-from job.train import EpochRecord, Metrics, Training
+from job.train import EpochRecord, Metrics, Training, predict
 from job.verify import Reference, Verification
 
 # Test rows whose answers are drawn or counted in the report.
@@ -66,6 +64,10 @@ def say_published(run: Run, facts: dict[str, Any]) -> None:
     )
     stages = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in timing.items())
     event("timing", stages, **timing)
+
+
+def say_no_evidence(error: Exception) -> None:
+    event("evidence", f"what there is to see could not be kept: {error}", level=WARNING)
 
 
 def epoch_writer(run: Run) -> Callable[[EpochRecord], None]:
@@ -115,37 +117,25 @@ def write_verification(run: Run, verification: Verification) -> None:
 
 def manifest_fields(
     run: Run,
+    fingerprint: str,
+    test: Metrics,
     config: Config,
     device: Device,
-    identity: str,
     data: Dataset,
     training: Training,
-    test: Metrics,
+    reference: Reference,
     verification: Verification,
-    batches: Sequence[int],
 ) -> dict[str, Any]:
     """All of manifest.json but `files` and `timing`."""
     return {
         "contract": manifest.CONTRACT,
         "run_id": run.id,
-        "fingerprint": identity,
+        "fingerprint": fingerprint,
         "created": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        "signature": {
-            "task": config.train.task,
-            "inputs": [
-                _tensor("input", len(data.features), features=data.features)
-                | ({"missing": "mean"} if config.data.missing == "mean" else {})
-            ],
-            "outputs": [
-                _tensor("output", len(data.classes), classes=data.classes)
-                | ({"target": data.targets[0]} if data.targets else {})
-                if data.classes
-                else _tensor("output", len(data.targets), targets=data.targets)
-            ],
-        },
+        "signature": _signature(config, data),
         "model": {"hidden": list(config.model.hidden), "activation": config.model.activation},
         "data": {
-            "kind": data.kind,
+            "kind": config.data.kind,
             "rows": data.rows,
             "sha256": data.sha256,
             "floor": data.floor,
@@ -172,7 +162,7 @@ def manifest_fields(
             "comparisons": len(verification.comparisons),
             "headroom": verification.headroom,
             "mutants": dict(zip(("rejected", "of"), verification.mutants, strict=True)),
-            "batches": list(batches),
+            "batches": list(reference.batches),
         },
         "versions": versions(),
         "source": {
@@ -180,6 +170,19 @@ def manifest_fields(
             "image": os.environ.get("JOB_SOURCE_IMAGE") or None,
         },
     }
+
+
+def _signature(config: Config, data: Dataset) -> dict[str, Any]:
+    x = _tensor("input", len(data.features), features=data.features)
+    if config.data.missing == "mean":
+        x["missing"] = "mean"
+    if not data.classes:
+        y = _tensor("output", len(data.targets), targets=data.targets)
+    else:
+        y = _tensor("output", len(data.classes), classes=data.classes)
+        if data.targets:  # a synthetic kind's classes are no column
+            y["target"] = data.targets[0]
+    return {"task": config.train.task, "inputs": [x], "outputs": [y]}
 
 
 def _tensor(name: str, columns: int, **names: list[Any]) -> dict[str, Any]:
@@ -193,19 +196,18 @@ def write_config(run: Run, config: Config) -> None:
 
 def write_report(
     run: Run,
-    config: Config,
     facts: dict[str, Any],
-    training: Training,
-    verification: Verification,
     timing: dict[str, float],
-    targets: NDArray[np.float32],
-    answers: NDArray[np.float32],
+    model: MLP,
+    config: Config,
+    device: Device,
+    data: Dataset,
+    training: Training,
     reference: Reference,
+    verification: Verification,
 ) -> None:
-    """report.html of a run that is about to be published.
-
-    `targets` and `answers` (N, O) are those of some test rows.
-    """
+    """report.html of a run that is about to be published, whose manifest's `facts` are known."""
+    shown = data.test[:ROWS_SHOWN]
     page = render_report(
         headline="Verified",
         good=True,
@@ -229,8 +231,8 @@ def write_report(
         floor=facts["data"]["floor"],
         metrics=facts["metrics"],
         signature=facts["signature"],
-        targets=targets,
-        answers=answers,
+        targets=shown.y,
+        answers=predict(model, shown.x, device.torch),
         example=(reference.golden_input[0].tolist(), reference.golden_output[0].tolist()),
         verification=verification.as_json(),
         stages={name: seconds for name, seconds in timing.items() if name != "total"},

@@ -222,9 +222,12 @@ class _Arrow(Table):
             column = column.dictionary_decode()
         try:
             coded = column.dictionary_encode(null_encoding="encode")
-        except self.arrow.ArrowNotImplementedError:
+            values = coded.dictionary.to_pylist()
+        except (self.arrow.ArrowNotImplementedError, ValueError):  # nanoseconds need pandas
             raise DataError(f"{self.path}: {column.type} cannot be classes") from None
-        return Words(coded.indices.to_numpy(), coded.dictionary.to_pylist())
+        if any(isinstance(value, bytes) for value in values):
+            raise DataError(f"{self.path}: {column.type} cannot be classes, text can")
+        return Words(coded.indices.to_numpy(), values)
 
 
 class Parquet(_Arrow):
@@ -364,6 +367,8 @@ def _fault_of_number(value: float) -> str:
 def _fault_of_word(value: Any, allowed: Collection[str]) -> str | None:
     if value is None or value == "" or value != value:
         return "the value is missing"
+    if isinstance(value, float) and math.isinf(value):
+        return f"{value:g} is not finite"
     if allowed and value not in allowed:
         return f"expected {' or '.join(allowed)}, got {value!r}"
     return None

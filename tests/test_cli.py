@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -105,9 +106,25 @@ def test_help_and_version_go_to_stdout(job: Job) -> None:
 
 
 def test_train_is_the_default_command(job: Job) -> None:
-    for arguments in ([], ["seed=x"], ["--config", "nowhere.yaml"]):
+    for arguments, code in (([], 78), (["seed=x"], 78), (["--config", "nowhere.yaml"], 66)):
         done = job(*arguments, env={"JOB__DEVICE": "bogus"}, cwd=ROOT)
-        assert done.returncode in (66, 78)  # it read the configuration: that is train
+        assert done.returncode == code  # it read the configuration: that is train
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "foo"),
+        ("check", "seed=1", "--log-format", "text", "foo"),
+        ("--quiet", "verify", "DIR"),
+        ("verify", "DIR", "seed=1"),
+    ],
+)
+def test_what_is_neither_command_nor_override_is_a_fault_of_usage(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 64
+    assert "unknown argument" in capsys.readouterr().err
 
 
 def test_overrides_may_stand_anywhere_and_the_last_wins(job: Job) -> None:
@@ -115,7 +132,6 @@ def test_overrides_may_stand_anywhere_and_the_last_wins(job: Job) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("seed: 2\n")
     assert "epochs: 9" in done.stdout
-    assert job("verify", "artifacts", "seed=1").returncode == 64
 
 
 def test_check_prints_the_resolved_configuration(job: Job) -> None:
@@ -146,13 +162,33 @@ def test_json_lines_carry_time_level_event_and_fields(job: Job) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line["time"])
 
 
-def test_the_termination_log_tells_code_and_reason(job: Job, tmp_path: Path) -> None:
+@pytest.mark.parametrize("letter", ["x", "\N{CRAB}", "\x1b", "\udc80"])
+def test_the_termination_log_tells_code_and_reason(
+    letter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = tmp_path / "termination-log"
-    job("check", "bogus=" + "x" * 9000, env={"JOB_TERMINATION_LOG": str(log)})
-    assert log.stat().st_size <= 4096
+    monkeypatch.setenv("JOB_TERMINATION_LOG", str(log))
+    path = "nowhere" + 15 * ("/" + 50 * letter)
+    assert cli.main(["verify", path]) == 66
+    assert 600 < log.stat().st_size <= 4096
     entry = json.loads(log.read_text())
-    assert (entry["code"], entry["name"]) == (78, "CONFIG")
-    assert "bogus" in entry["reason"]
+    assert (entry["code"], entry["name"]) == (66, "NO_INPUT")
+    assert entry["reason"].startswith(path[:600])
+
+
+def test_the_output_folder_may_have_any_name(job: Job) -> None:
+    assert "\N{CRAB}" in job("doctor", "device=cpu", "--output", "/proc/\N{CRAB}").stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [(("--version",), 0), (("schema",), 0), (("check", "bogus=1"), 78), (("bogus",), 64)],
+)
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_streams_may_be_closed(command: tuple[str, ...], code: int, closed: str) -> None:
+    words = shlex.join([sys.executable, "-m", "job", *command])
+    done = subprocess.run(["bash", "-c", f"{words} {closed}"], cwd=ROOT, check=False)
+    assert done.returncode == code
 
 
 def test_a_termination_log_that_cannot_be_written_changes_nothing(job: Job, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from job.config import Data
 from job.data import Dataset, Split, load_data
-from job.data.dataset import chunk_rows, chunks
+from job.data.dataset import bytes_needed, chunk_rows, chunks
 from job.data.synthetic import (
     friedman1,
     friedman2,
@@ -346,6 +346,13 @@ def test_rows_that_cannot_fit_are_refused_with_the_sum() -> None:
         OutOfMemory, match=r"2000000 rows of 10 features need about .* GiB and 0\.1 GiB"
     ):
         load_data(Data(samples=2_000_000), 0, 2**27)
+
+
+def test_what_is_said_to_be_needed_is_what_was_measured() -> None:
+    """docs/performance.md: the largest process with ten features and a target."""
+    for rows, gib in ((10_000_000, 1.45), (30_000_000, 3.85)):
+        needed = bytes_needed(rows, rows * 8 // 10, 10, 1, 1)
+        assert needed / 2**30 == pytest.approx(gib, rel=0.06)
 
 
 def test_streams_of_different_purposes_share_no_number() -> None:

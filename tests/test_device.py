@@ -19,7 +19,8 @@ from job.device import (
     memory_limit,
     prepare_torch,
 )
-from job.errors import DeviceError
+from job.errors import ConfigError, DeviceError
+from job.ranks import Ranks
 
 
 def test_cpu_is_taken_when_asked_for() -> None:
@@ -101,9 +102,19 @@ def test_the_memory_limit_follows_the_cgroup(
     assert memory_limit() == machine
 
 
+def test_one_device_is_not_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "cuda_trouble", lambda index: "only one" if index else None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    with pytest.raises(ConfigError, match="cuda:1 is one device for 2 processes"):
+        choose_device(load_config(None, ["device=cuda:1"]), Ranks(0, 2, 0, 2))
+    for rank in (0, 1):  # both the same, where there is a device for one of them
+        assert choose_device(load_config(None), Ranks(rank, 2, rank, 2)).type == "cpu"
+    assert choose_device(load_config(None), Ranks(1, 2, 0, 1)).type == "cuda"
+
+
 def test_only_deterministic_algorithms_are_let_run() -> None:
     torch.use_deterministic_algorithms(False)
-    prepare_torch(choose_device(load_config(None, ["device=cpu"])))
+    prepare_torch(choose_device(load_config(None)))
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark
     assert torch.get_float32_matmul_precision() == "highest"
@@ -114,10 +125,7 @@ def test_threads_that_wait_sleep_soon_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def told(**environment: str) -> dict[str, str]:
-        for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(os, "environ", environment)
         let_threads_sleep()
         return {name: value for name, value in os.environ.items() if name.startswith("GOMP_")}
 

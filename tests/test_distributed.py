@@ -142,10 +142,11 @@ from pathlib import Path
 from job.config import load_config
 from job.data import load_data
 from job.model import build_model
-from job.ranks import joined, of_this_process
+import os
+from job.ranks import joined, ranks_of
 from job.train import train
 torch.set_num_threads(1)
-ranks = of_this_process()
+ranks = ranks_of(os.environ)
 with joined(ranks, "cpu"):
     for number, keys in enumerate(json.loads(sys.argv[2])):
         config = load_config(None, keys)
@@ -250,7 +251,7 @@ IMPATIENT = """
 import runpy
 from datetime import timedelta
 from job import ranks
-ranks.SILENCE = timedelta(seconds=20)
+ranks.SILENCE = timedelta(seconds=10)
 runpy.run_module("job", run_name="__main__", alter_sys=True)
 """
 
@@ -263,11 +264,13 @@ def test_a_silent_process_ends_the_job_which_says_why(tmp_path: Path) -> None:
         process.terminate()
         process.wait(timeout=60)
     # From a checkpoint: the first has something to hold, and no long silence is due before it.
-    program = (str(tmp_path / "impatient.py"),)
-    with torchrun(tmp_path, 2, *LONG, "--run-id", "one", program=program) as process:
+    program, options = (str(tmp_path / "impatient.py"),), ("--shutdown-timeout=3",)
+    with torchrun(
+        tmp_path, 2, *LONG, "--run-id", "one", options=options, program=program
+    ) as process:
         eventually(lambda: any(e["event"] == "epoch" for e in said(tmp_path)))
         os.kill(worker(process, 0), signal.SIGSTOP)
-        assert process.wait(timeout=240) == 1  # after 20 s, and 30 that torchrun gives the stopped
+        assert process.wait(timeout=240) == 1  # after 10 s, and 3 that torchrun gives the stopped
     entry = termination(tmp_path)
     assert entry["code"] == 74
     assert "does not answer (" in entry["reason"]
@@ -316,12 +319,33 @@ def test_what_stops_the_first_ends_the_others(tmp_path: Path) -> None:
     assert termination(tmp_path)["code"] == 73
 
 
-def test_a_batch_that_cannot_be_divided_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
-    assert run(tmp_path, 2, "train.batch_size=385") == 1
-    entry = termination(tmp_path)
-    assert entry["code"] == 78
-    assert "multiple of the 2 processes" in entry["reason"]
-    assert "384 would do" in entry["reason"]
+def test_a_batch_that_cannot_be_divided_is_a_fault_of_the_configuration() -> None:
+    Ranks(0, 2).require_multiple(384)
+    with pytest.raises(ConfigError, match=r"multiple of the 2 processes.*384 would do"):
+        Ranks(0, 2).require_multiple(385)
+
+
+# As `python -m job`, but each process leaves its exit code in a file.
+TELLING = """
+import os, sys
+from pathlib import Path
+from job.cli import main
+code = main(sys.argv[1:])
+Path(__file__).with_name("code" + os.environ["RANK"]).write_text(str(code))
+os._exit(code)
+"""
+
+
+@pytest.mark.parametrize(("gate", "codes"), [("0.0001", ("82", "74")), ("1e9", ("0", "0"))])
+def test_nobody_succeeds_before_the_first_has(
+    gate: str, codes: tuple[str, str], tmp_path: Path
+) -> None:
+    """Else nobody would be there when the first is started again, as Kubernetes does."""
+    (tmp_path / "telling.py").write_text(TELLING)
+    gated, program = f"quality.metrics={{mse: {{max: {gate}}}}}", (str(tmp_path / "telling.py"),)
+    with torchrun(tmp_path, 2, gated, program=program) as process:
+        assert process.wait(timeout=120) == (0 if codes[0] == "0" else 1)
+    assert ((tmp_path / "code0").read_text(), (tmp_path / "code1").read_text()) == codes
 
 
 def test_one_process_never_touches_torch_distributed(tmp_path: Path) -> None:
@@ -333,16 +357,17 @@ def test_one_process_never_touches_torch_distributed(tmp_path: Path) -> None:
         "from job.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    for environment in ({}, dict.fromkeys(("RANK", "LOCAL_RANK"), "0")):
-        sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1") if environment else {}
-        done = subprocess.run(
-            [sys.executable, str(tmp_path / "one.py"), "train", *KEYS, "--output", str(tmp_path)],
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment, **sizes},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+    number, size = ("RANK", "LOCAL_RANK"), ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    torchruns = dict.fromkeys(number, "0") | dict.fromkeys(size, "1")
+    assert ranks_of(torchruns) == ranks_of({}) == Ranks()
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "one.py"), "train", *KEYS, "--output", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **torchruns},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_shares_are_even_and_all() -> None:

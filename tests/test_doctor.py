@@ -43,7 +43,7 @@ def test_an_output_that_cannot_be_used_is_73(job: Job, tmp_path: Path) -> None:
 
 
 def test_it_publishes_and_leaves_nothing(job: Job, tmp_path: Path) -> None:
-    job("doctor", "device=cpu", "--output", str(tmp_path / "out"))
+    assert job("doctor", "device=cpu", "--output", str(tmp_path / "out")).returncode == 0
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 

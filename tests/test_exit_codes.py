@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from job.cli import main
 from job.errors import ExitCode, ReadWriteError
 from job.publish import Space
 
@@ -219,6 +220,15 @@ def test_a_disk_that_fills_up_later_is_74_with_the_same_numbers(disk: Path) -> N
         open(disk / "fill", "wb") as fill,
     ):
         fill.write(b"0" * 2**21)
+
+
+def test_a_verdict_stands_where_its_evidence_cannot_be_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "failed").write_text("no folder")
+    arguments = ("train", *SMALL, "quality.metrics={mse: {max: 0}}", "--output", str(tmp_path))
+    assert main(arguments) == 82
+    assert "could not be kept" in capsys.readouterr().err
 
 
 def test_a_helper_process_that_the_kernel_kills_is_want_of_memory(tmp_path: Path) -> None:

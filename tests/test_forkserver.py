@@ -56,6 +56,13 @@ class Probe:
         time.sleep(600)
 
 
+class Doomed:
+    """Killed before it is any good."""
+
+    def __init__(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def wait_for(path: Path) -> int:
     """The number of the process that says so in this file."""
     while not path.exists() or not path.read_text():
@@ -136,6 +143,25 @@ def test_a_worker_that_is_killed_lacked_memory_and_one_that_crashed_did_not() ->
             with pytest.raises(JobError) as caught:
                 worker.wait()
             assert type(caught.value) is kind
+
+
+def test_a_signal_to_all_processes_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `docker stop` does not send one, but a service manager does."""
+    monkeypatch.setattr(interrupt, "_noted", [])
+    with ForkServer() as server:
+        worker = server.worker(PROBE)
+        worker.call("kill", signal.SIGTERM)
+        interrupt.note()
+        with pytest.raises(Interrupted):
+            worker._look(60)
+
+
+def test_so_is_one_that_was_killed_before_it_read_its_call() -> None:
+    with ForkServer() as server:
+        worker = server.worker("tests.test_forkserver:Doomed")
+        worker.call("tell", "")
+        with pytest.raises(OutOfMemory):
+            worker.wait()
 
 
 def test_poll_tells_the_end_of_a_call_without_waiting(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Publishing: whole or not at all, `latest` never backwards, nothing of others touched."""
 
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from job import durable
 from job import publish as publishing
 from job.errors import (
     ConfigError,
@@ -26,7 +28,7 @@ from job.errors import (
     ReadWriteError,
 )
 from job.manifest import Identity, read_manifest, sha256_of
-from job.publish import Run, leave_evidence, prepare_output, publish
+from job.publish import Run, leave_evidence, prepare_output, publish, sweep, unfinished
 
 F = "f" * 64
 
@@ -43,7 +45,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 def publish_one(output: Path, run_id: str, *, age: int = 0, keep: int = 5) -> Run:
     """Publishes a folder with one file, made `age` days before the others."""
-    prepare_output(output, 5)
+    prepare_output(output)
     with claim(output, run_id, F, "new") as run:
         (run.staging / "model.onnx").write_text(run_id)
         created = (NOW - timedelta(days=age)).isoformat()
@@ -94,8 +96,16 @@ def test_a_published_run_that_is_corrupt_is_not_called_published(tmp_path: Path)
         pass
 
 
+def test_a_published_run_without_its_manifest_is_corrupt(tmp_path: Path) -> None:
+    run = publish_one(tmp_path, "one")
+    for name in ("manifest.json", "manifest.sha256"):
+        (run.published / name).unlink()
+    with pytest.raises(DataError, match=r"holds no manifest"), claim(tmp_path, "one", F, "new"):
+        pass
+
+
 def test_a_file_that_changes_after_its_verification_is_not_published(tmp_path: Path) -> None:
-    prepare_output(tmp_path, 5)
+    prepare_output(tmp_path)
     with claim(tmp_path, "one", F, "new") as run, pytest.raises(JobError, match="changed between"):
         (run.staging / "model.onnx").write_text("verified")
         digest = sha256_of(run.staging / "model.onnx")
@@ -106,7 +116,7 @@ def test_a_file_that_changes_after_its_verification_is_not_published(tmp_path: P
 
 
 def test_a_run_that_fails_leaves_nothing_visible(tmp_path: Path) -> None:
-    prepare_output(tmp_path, 5)
+    prepare_output(tmp_path)
     with pytest.raises(ValueError, match="by the way"), claim(tmp_path, "one", F, "new") as run:
         (run.staging / "model.onnx").write_text("half")
         raise ValueError("by the way")
@@ -115,7 +125,7 @@ def test_a_run_that_fails_leaves_nothing_visible(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_judged_is_over(tmp_path: Path) -> None:
-    prepare_output(tmp_path, 5)
+    prepare_output(tmp_path)
     with pytest.raises(QualityUnmet), claim(tmp_path, "one", F, "new"):
         raise QualityUnmet("too bad")
     assert not list((tmp_path / "work" / "runs").iterdir())
@@ -123,7 +133,7 @@ def test_a_run_that_was_judged_is_over(tmp_path: Path) -> None:
 
 def cut_off(output: Path, run_id: str | None, fingerprint: str, new_id: str) -> Run:
     """A run that ends with an error after its first checkpoint."""
-    prepare_output(output, 5)
+    prepare_output(output)
     with pytest.raises(OSError, match="cut"), claim(output, run_id, fingerprint, new_id) as run:
         run.checkpoints.mkdir(exist_ok=True)
         raise OSError("cut")
@@ -175,13 +185,24 @@ def test_an_unfinished_run_of_which_nothing_is_known_starts_anew(
         assert not again.checkpoints.exists()
 
 
-def test_the_oldest_unfinished_runs_go(tmp_path: Path) -> None:
-    for age in range(4):
-        state = cut_off(tmp_path, f"run{age}", F, "").work / publishing.STATE
-        os.utime(state, (1000 - age, 1000 - age))
-    prepare_output(tmp_path, 2)
-    assert {p.name for p in (tmp_path / "work" / "runs").iterdir()} == {"run0", "run1"}
+def test_an_unfinished_run_goes_when_keep_runs_were_published_after_it(tmp_path: Path) -> None:
+    for number in range(3):
+        cut_off(tmp_path, f"run{number}", F, "")
+    long_ago = (NOW - timedelta(days=3)).timestamp()
+    os.utime(tmp_path / "work" / "runs" / "run1" / publishing.STATE, (long_ago, long_ago))
+    publish_one(tmp_path, "first", age=2, keep=2)
+    assert len(unfinished(tmp_path)) == 3
+    publish_one(tmp_path, "second", age=1, keep=2)
+    assert {folder.name for folder in unfinished(tmp_path)} == {"run0", "run2"}
     assert not list((tmp_path / "work" / "locks").iterdir())
+
+
+def test_a_run_that_is_cut_off_again_and_again_does_not_drive_out_others(tmp_path: Path) -> None:
+    for name in ("first", *(f"other{n}" for n in range(9))):
+        cut_off(tmp_path, name, F, "")
+        sweep(tmp_path)
+    with claim(tmp_path, "first", F, "") as run:
+        assert (run.resumed, run.checkpoints.exists()) == (1, True)
 
 
 def test_old_runs_go_and_only_old_runs(tmp_path: Path) -> None:
@@ -206,7 +227,7 @@ def test_retention_spares_what_latest_points_at_and_the_run_itself(tmp_path: Pat
 
 
 def test_evidence_holds_no_model_and_only_the_last_stay(tmp_path: Path) -> None:
-    prepare_output(tmp_path, 5)
+    prepare_output(tmp_path)
     for number in range(4):
         with claim(tmp_path, f"run{number}", F, "new") as run:
             (run.staging / "model.onnx").write_text("wrong")
@@ -223,7 +244,7 @@ from pathlib import Path
 from job.manifest import Identity
 from job.publish import claim, prepare_output
 output = Path(sys.argv[1])
-prepare_output(output, 5)
+prepare_output(output)
 with claim(output, "one", lambda _: Identity("f" * 64, "", 1), "new") as run:
     (run.staging / "model.onnx").write_text("half")
     print("held", flush=True)
@@ -293,12 +314,12 @@ def test_leftovers_of_killed_runs_are_swept_and_those_of_living_ones_are_not(
     nameless.mkdir()
     (state,) = tmp_path.rglob(publishing.STATE)
     state.unlink()  # nothing could be resumed, were it not held
-    prepare_output(tmp_path, 5)
+    sweep(tmp_path)
     assert half()
     assert not nameless.exists()
     holder.kill()
     holder.wait()
-    prepare_output(tmp_path, 5)
+    sweep(tmp_path)
     assert not half()
 
 
@@ -322,10 +343,80 @@ def test_a_reader_never_sees_a_partial_run(tmp_path: Path) -> None:
     assert seen == sorted(seen)
 
 
+def test_a_latest_that_is_no_link_is_refused(tmp_path: Path) -> None:
+    """As `cp -rL` makes one: the run would be published, and its end would be an error."""
+    (tmp_path / "latest").mkdir()
+    with pytest.raises(OutputError, match=r"latest is no link.*move it away"):
+        prepare_output(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EOPNOTSUPP, OutputError),
+        (errno.EROFS, OutputError),
+        (errno.EPERM, NoPermission),
+        (errno.ENOSPC, ReadWriteError),
+        (errno.EIO, ReadWriteError),
+    ],
+)
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        ("os.symlink", "make a symbolic link"),
+        ("os.replace", "rename over a link"),
+        ("fcntl.flock", "lock a file"),
+        ("job.publish.fsync", "fsync a folder"),
+    ],
+)
+def test_what_the_file_system_lacks_is_named(
+    what: str,
+    named: str,
+    number: int,
+    kind: type[JobError],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(what, fails)
+    with pytest.raises(kind, match=f"to {named} there failed") as caught:
+        prepare_output(tmp_path)
+    assert type(caught.value) is kind
+    assert not list((tmp_path / "work").glob(".probe-*"))
+
+
+def test_all_is_on_the_disk_before_the_rename_that_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut then leaves the whole run or none; each name as it is at its call."""
+    done: list[str] = []
+    fsync, rename = durable.fsync, os.rename
+
+    def synced(path: Path) -> None:
+        done.append(path.name)
+        fsync(path)
+
+    def renamed(source: Path, target: Path) -> None:
+        if target == tmp_path / "runs" / "one":
+            done.append("SEEN")
+        rename(source, target)
+
+    monkeypatch.setattr(durable, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    publish_one(tmp_path, "one")
+    before = done[: done.index("SEEN")]
+    files = {path.name for path in (tmp_path / "runs" / "one").iterdir()}
+    assert files == {"model.onnx", "manifest.json", "manifest.sha256"}
+    assert {*files, "staging"} <= set(before)
+    assert done[done.index("SEEN") + 1] == "runs"
+
+
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be used: to make a folder there failed"):
-        prepare_output(tmp_path / "file", 5)
+        prepare_output(tmp_path / "file")
 
 
 REFUSED = """
@@ -336,7 +427,7 @@ from job.publish import prepare_output
 if os.geteuid() == 0:
     os.setuid(54321)  # root may write everywhere
 try:
-    prepare_output(Path(sys.argv[1]), 5)
+    prepare_output(Path(sys.argv[1]))
 except JobError as error:
     print(int(error.code), error)
 """

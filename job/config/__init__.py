@@ -4,6 +4,7 @@ from job.config.load import load_config, to_yaml
 from job.config.schema import (
     MIN_TEST_ROWS,
     SGD,
+    SPLITS,
     Adam,
     AdamW,
     AdamX,
@@ -21,6 +22,7 @@ from job.config.schema import (
 __all__ = [
     "MIN_TEST_ROWS",
     "SGD",
+    "SPLITS",
     "Adam",
     "AdamW",
     "AdamX",

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from job.config.reader import MAX_BYTES, Path, read
-from job.config.schema import Config, KeyFault, Section
+from job.config.schema import Config, KeyFaults, Section
 from job.errors import ConfigError, MissingInputError, NoPermission
 
 ENVIRONMENT_PREFIX = "JOB__"
@@ -46,11 +46,8 @@ def load_config(
             key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
             source.override(key, text, f"environment {name}")
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            source.faults.append(f"command line: {override!r} is not of the form key=value")
-        else:
-            source.override(key, text, "command line")
+        key, _, text = override.partition("=")
+        source.override(key, text, "command line")
     if source.unreadable:
         raise ConfigError(source.faults)
     try:
@@ -139,12 +136,15 @@ class _Source:
     def override(self, key: str, text: str, origin: str) -> None:
         """Sets one dotted key from the text of a YAML value."""
         document = read(text)
-        for _, _, message in document.faults:
-            self.faults.append(f"{origin}: {key}: {message}")
         path = tuple(key.split("."))
+        for _, _, message in document.faults:
+            self.faulty.add(path)
+            self.faults.append(f"{origin}: {key}: {message}")
         node = self.tree
         for part in path[:-1]:
-            child = node.setdefault(part, {})
+            child = node.get(part)
+            if child is None:  # not said, or null, as a section may be that is off
+                child = node[part] = {}
             if not isinstance(child, dict):
                 self.faults.append(f"{origin}: {key}: {part} is {_shown(child)}, not a section")
                 return
@@ -169,19 +169,20 @@ class _Source:
             elif kind == "extra_forbidden":
                 message = _unknown_key(str(path[-1]), fault["loc"])
             elif kind == "value_error":
-                error = context["error"]
-                message = str(error)
-                if isinstance(error, KeyFault):
-                    path, fault["input"] = (*path, error.key), error.got
+                message = str(context["error"])
             else:
                 message = _EXPECTED.get(kind, "{}").format(
                     fault["msg"].removeprefix("Input should be ")
                 )
                 message = f"expected {message}"
-            if path not in self.faulty:
-                expected.setdefault(path, []).append(message)
-            if kind not in ("extra_forbidden", "missing"):
-                got[path] = _shown(fault["input"])
+            found = [(path, fault["input"], message)]
+            if isinstance(context.get("error"), KeyFaults):
+                found = [((*path, key), *more) for key, *more in context["error"].faults]
+            for where, value, said in found:
+                if where not in self.faulty:
+                    expected.setdefault(where, []).append(said)
+                if kind not in ("extra_forbidden", "missing"):
+                    got[where] = _shown(value)
         return [self._line(path, messages, got.get(path)) for path, messages in expected.items()]
 
     def _line(self, path: Path, messages: list[str], got: str | None) -> str:

@@ -49,12 +49,22 @@ Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
-class KeyFault(ValueError):
-    """What is wrong with one key, found where a section that holds it is validated."""
+SPLITS = ("training", "validation", "test")
 
-    def __init__(self, key: str, got: object, message: str) -> None:
-        super().__init__(message)
-        self.key, self.got = key, got
+
+def split(rows: int, validation: float, test: float) -> tuple[int, int, int]:
+    """How many of so many rows are training, validation and test, the last two by their shares."""
+    held_out = round(rows * validation), round(rows * test)
+    return rows - sum(held_out), *held_out
+
+
+class KeyFaults(ValueError):
+    """What is wrong with keys, (key, what was got, message) of each, found where the section that
+    holds them is validated."""
+
+    def __init__(self, *faults: tuple[str, object, str]) -> None:
+        super().__init__("; ".join(message for _, _, message in faults))
+        self.faults = faults
 
 
 class Section(BaseModel):
@@ -139,7 +149,7 @@ class Data(Section):
         ),
     ] = ()
     """Of file: the column to learn, or several of numbers."""
-    columns: Names | None = None
+    columns: Annotated[Names, Field(min_length=1)] | None = None
     """Of file: the features; null takes all columns but target and split_by."""
     split_by: Annotated[str, Field(min_length=1)] | None = None
     """Of file: a column that says training, validation or test; null splits by the seed."""
@@ -197,16 +207,19 @@ class Data(Section):
     @classmethod
     def _enough_rows(cls, test: float, info: ValidationInfo) -> float:
         samples, validation = info.data.get("samples"), info.data.get("validation")
-        synthetic = info.data.get("kind") != "file"
-        if synthetic and samples is not None and round(samples * test) < MIN_TEST_ROWS:
-            raise ValueError(
-                f"the test split would have {round(samples * test)} rows and needs "
-                f"{MIN_TEST_ROWS}; raise data.samples or data.test"
-            )
         if validation is not None and validation + test >= 1:
             raise ValueError(
                 f"validation ({validation}) and test ({test}) together leave no rows to train on"
             )
+        if info.data.get("kind") == "file" or samples is None or validation is None:
+            return test
+        rows = split(samples, validation, test)
+        for name, count, least in zip(SPLITS, rows, (1, 1, MIN_TEST_ROWS), strict=True):
+            if count < least:
+                raise ValueError(
+                    f"the {name} split would have {count} rows and needs {least}; raise "
+                    f"data.samples, or give other shares in data.validation and data.test"
+                )
         return test
 
     @model_serializer(mode="wrap")
@@ -221,8 +234,7 @@ class Data(Section):
 
     def split(self, rows: int) -> tuple[int, int, int]:
         """How many of so many rows are training, validation and test."""
-        validation, test = round(rows * self.validation), round(rows * self.test)
-        return rows - validation - test, validation, test
+        return split(rows, self.validation, self.test)
 
 
 class Model(Section):
@@ -563,7 +575,8 @@ class Output(Section):
     dir: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")] = "artifacts"
     """Folder for runs/, latest, failed/ and work/; made if it is not there."""
     keep: Annotated[int, Field(ge=1, le=1_000_000)] = 5
-    """How many published runs are kept, and as many failed and as many unfinished ones."""
+    """How many published runs are kept, and as many failed ones; an unfinished run is given up when
+    so many have been published after it."""
 
 
 class Config(Section):
@@ -602,13 +615,13 @@ class Config(Section):
             if train.task != task:
                 wanted = "mse, mae or huber" if task == "regression" else "cross_entropy"
                 message = f"data.kind {data.kind} is a {task} and needs the loss {wanted}"
-                raise KeyFault("loss", train.loss, message)
-            for key, message in _faults_of_rows(
-                train, data.split(data.samples)[0], data.class_count
-            ):
-                raise KeyFault(key, getattr(train, key), message)
+                raise KeyFaults(("loss", train.loss, message))
+            rows = data.split(data.samples)[0]
+            found = _faults_of_rows(train, rows, data.class_count)
+            if faults := [(key, getattr(train, key), message) for key, message in found]:
+                raise KeyFaults(*faults)
         elif train.task == "classification" and len(data.target) > 1:
-            raise KeyFault("loss", train.loss, "classes are those of one column in data.target")
+            raise KeyFaults(("loss", train.loss, "classes are those of one column in data.target"))
         return train
 
     @field_validator("quality")
@@ -617,9 +630,11 @@ class Config(Section):
         train = info.data.get("train")
         if train is not None:
             valid = METRICS[train.task]
-            for name in quality.metrics.keys() - set(valid):
-                message = f"no metric of a {train.task}; valid ones are {', '.join(valid)}"
-                raise KeyFault("metrics", name, message)
+            message = f"no metric of a {train.task}; valid ones are {', '.join(valid)}"
+            unknown = [name for name in quality.metrics if name not in valid]
+            if unknown:
+                got = unknown if len(unknown) > 1 else unknown[0]
+                raise KeyFaults(("metrics", got, message))
         return quality
 
     @field_validator("export")
@@ -639,6 +654,8 @@ class Config(Section):
         Raises:
             ConfigError: a key of train does not fit so many rows or classes.
         """
+        if self.data.kind != "file":
+            return
         faults = _faults_of_rows(self.train, training_rows, classes)
         if texts := [f"train.{key}: {message}" for key, message in faults]:
             raise ConfigError(texts)

@@ -50,7 +50,6 @@ class Dataset:
     training: Split
     validation: Split
     test: Split
-    kind: str
     rows: int
     sha256: str  # of the file, or of all rows by chunks, x before y, little-endian float32
     floor: dict[str, float]  # metric -> its best reachable value, where that is known
@@ -94,7 +93,6 @@ def make_rows(config: Data, seed: int, memory: int) -> Dataset:
         training=rows[:training],
         validation=rows[training : training + validation],
         test=rows[-test:],
-        kind=config.kind,
         rows=config.samples,
         sha256=digest.hexdigest(),
         floor=floor.metrics,
@@ -127,10 +125,25 @@ def chunk_rows(width: int) -> int:
     return min(CHUNK_ROWS, max(1, CHUNK_VALUES // width))
 
 
+def bytes_needed(rows: int, training: int, features: int, targets: int, truth: int = 0) -> int:
+    """What a process takes that trains on so many of the rows: all of them in float32, their truths
+    in float64, of those to train on a standardised copy, one packed for the steps and their
+    numbers; and as much as torch and the other libraries take.
+
+    docs/performance.md has what was measured.
+    """
+    columns = features + targets
+    return 2**28 + rows * (4 * columns + 8 * truth) + training * (4 * columns + 4 * columns + 4 + 8)
+
+
 def _require_memory(config: Data, memory: int) -> None:
-    truth = 8 * (config.class_count or config.outputs)
-    rows = config.samples * (4 * (config.features + config.outputs) + truth)
-    needed = 2 * rows  # the rows, and their copies on the device
+    needed = bytes_needed(
+        config.samples,
+        config.split(config.samples)[0],
+        config.features,
+        config.outputs,
+        config.class_count or config.outputs,
+    )
     if needed > memory:
         raise OutOfMemory(
             f"{config.samples} rows of {config.features} features need about "

@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job import interrupt
-from job.config import MIN_TEST_ROWS, Data, Task
-from job.data.dataset import Dataset, Split
+from job.config import MIN_TEST_ROWS, SPLITS, Data, Task
+from job.data.dataset import Dataset, Split, bytes_needed
 from job.errors import DataError, OutOfMemory
 from job.manifest import sha256_of
 from job.streams import Purpose, generator
 from job.table import Table, Words, open_table, shown
 
-SPLITS = ("training", "validation", "test")
 MAX_CLASSES = 65_536  # as there may be outputs
 
 
@@ -62,6 +61,8 @@ def load_file(config: Data, seed: int, memory: int, task: Task) -> Dataset:
         raise DataError(
             f"{table.path} is not the file whose SHA-256 is data.sha256, or it changed meanwhile"
         )
+    if not blocks:
+        raise DataError(f"{table.path} has no rows")
     order, sizes = _split(config, seed, sum(map(len, blocks)), codings)
     x, y = _in_order(blocks, order, len(features))
     for name, column in zip(features, x[: sizes[0]].T, strict=True):
@@ -82,7 +83,6 @@ def load_file(config: Data, seed: int, memory: int, task: Task) -> Dataset:
         training=rows[:training],
         validation=rows[training : training + validation],
         test=rows[-test:],
-        kind=config.kind,
         rows=len(x),
         sha256=digest,
         floor={},
@@ -103,7 +103,7 @@ def _opened(config: Data, memory: int) -> tuple[Table, list[str]]:
     if not features:
         raise DataError(f"{table.path} has no column besides {shown(config.target)} to learn from")
     columns = len(features) + len(config.target)
-    needed = 2 * 4 * table.rows * columns  # float32, and their copies on the device
+    needed = bytes_needed(table.rows, table.rows, len(features), len(config.target))
     if needed > memory:
         raise OutOfMemory(
             f"about {table.rows} rows of {columns} columns in {table.path} need "

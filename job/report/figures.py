@@ -87,7 +87,9 @@ def residuals(errors: NDArray[Any]) -> str:
     chart = _chart(
         pygal.Histogram, x_title="prediction - target", y_title="rows", show_legend=False
     )
-    counts, edges = np.histogram(errors, bins=40)
+    # Errors that are nearly all the same leave no room for bars between them.
+    apart = float(np.ptp(errors)) > 1e-9 * float(np.abs(errors).max())
+    counts, edges = np.histogram(errors, bins=40 if apart else 1)
     bars = zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
     chart.add("rows", list(bars))
     return _svg(chart)

@@ -135,11 +135,9 @@ class Trainer:
             say_if_tf32_is_float32(device)
         self.saver = Saver(checkpoints, config.train.checkpoint, model, self.optimizer, ranks)
         self.training = self.saver.training
-        shares = [
-            ranks.shares(len(b))
-            for b in torch.split(torch.arange(self.rows), config.train.batch_size)
-        ]
-        self.training.rows_by_rank = [sum(rows) for rows in zip(*shares, strict=True)]
+        full, rest = divmod(self.rows, config.train.batch_size)
+        share = full * config.train.batch_size // ranks.size
+        self.training.rows_by_rank = [share + rows for rows in ranks.shares(rest)]
 
     def _engine(self, data: Dataset) -> Backpropagation | Autograd:
         """What takes the steps; holds the training rows, standardised, on the device."""

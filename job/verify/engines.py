@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -50,9 +50,10 @@ def engines(files: Mapping[str, bytes]) -> tuple[list[Engine], list[str]]:
     """The engines for the files that are there, and a line for each that cannot run here."""
     found: list[Engine] = []
     skipped: list[str] = []
+    plain = partial(load_onnx, optimise=False)
     for artifact, name, needs, load in (
-        ("model.onnx", "onnxruntime, not optimised", "onnxruntime", _onnxruntime_plain),
-        ("model.onnx", "onnxruntime, optimised", "onnxruntime", _onnxruntime_optimised),
+        ("model.onnx", "onnxruntime, not optimised", "onnxruntime", plain),
+        ("model.onnx", "onnxruntime, optimised", "onnxruntime", load_onnx),
         ("model.torchscript.pt", "torch.jit", "torch", _torchscript),
         ("model.pt2", "torch.export", "torch", _exported_program),
     ):
@@ -63,14 +64,6 @@ def engines(files: Mapping[str, bytes]) -> tuple[list[Engine], list[str]]:
         else:
             found.append(Engine(artifact, name, load))
     return found, skipped
-
-
-def _onnxruntime_plain(content: bytes) -> Run:
-    return load_onnx(content, optimise=False)
-
-
-def _onnxruntime_optimised(content: bytes) -> Run:
-    return load_onnx(content, optimise=True)
 
 
 def load_onnx(content: bytes, *, optimise: bool = True) -> Run:

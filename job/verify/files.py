@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,9 @@ from job.verify.weights import disagreements, weights_of
 
 MODEL_FILES = ("model.onnx", "model.torchscript.pt", "model.pt2", "model.safetensors")
 ALWAYS = ("model.onnx", "model.torchscript.pt")
+GOLDENS = tuple(
+    name for n in ("input", "output") for name in (f"golden/{n}.npy", f"test_data_set_0/{n}_0.pb")
+)
 FAILING_INPUT = "failing_input.npy"
 
 
@@ -123,14 +127,14 @@ def verify_files(folder: Path, reference: Reference) -> Verification:
         ReadWriteError: there is no temporary folder, so that it would be this machine that fails.
     """
     _require_temporary_folder()
-    found = (folder / name for name in MODEL_FILES)
-    files = {path.name: path.read_bytes() for path in found if path.is_file()}
+    present = [name for name in (*MODEL_FILES, *GOLDENS) if (folder / name).is_file()]
+    files = {name: (folder / name).read_bytes() for name in present}
     runnable, skipped = engines(files)
-    comparisons = list(_goldens(folder, reference, skipped))
+    comparisons = list(_goldens(files, reference, skipped))
     if any(engine.artifact == "model.onnx" for engine in runnable):
         comparisons.append(_signature(files["model.onnx"], reference))
-    for artifact, content in files.items():
-        comparison = _weights(artifact, content, reference)
+    for artifact in (name for name in MODEL_FILES if name in files):
+        comparison = _weights(artifact, files[artifact], reference)
         if comparison is None:
             skipped.append(f"{artifact}: its weights, as the library that reads it is missing")
         else:
@@ -158,36 +162,44 @@ def _subnormals_survive() -> bool:
     return bool((tiny * np.float32(2)).view(np.uint32)[0])
 
 
-def _goldens(folder: Path, reference: Reference, skipped: list[str]) -> Iterator[Comparison]:
+def _goldens(
+    files: Mapping[str, bytes], reference: Reference, skipped: list[str]
+) -> Iterator[Comparison]:
     """The golden answers are the oracle's, and both layouts hold the same numbers."""
     golden = reference.golden_output
     case, expected = reference.expected[0]
     yield compare(case.name, "trained model", case, golden, expected)
     for name, values in (("input", reference.golden_input), ("output", golden)):
-        yield _same(folder, f"golden/{name}.npy", "numpy", _read_npy, values)
+        yield _same(files, f"golden/{name}.npy", "numpy", _read_npy, values)
         if importlib.util.find_spec("onnx") is None:
             skipped.append(f"test_data_set_0/{name}_0.pb: onnx is not installed")
         else:
-            yield _same(folder, f"test_data_set_0/{name}_0.pb", "onnx", _read_pb, values)
+            yield _same(files, f"test_data_set_0/{name}_0.pb", "onnx", _read_pb, values)
 
 
-def _read_npy(path: Path) -> Any:
-    return np.load(path, allow_pickle=False)
+def _read_npy(content: bytes) -> Any:
+    return np.load(io.BytesIO(content), allow_pickle=False)
 
 
-def _read_pb(path: Path) -> Any:
+def _read_pb(content: bytes) -> Any:
     import onnx
 
-    return onnx.numpy_helper.to_array(onnx.load_tensor(path))
+    return onnx.numpy_helper.to_array(onnx.load_tensor_from_string(content))
 
 
 def _same(
-    folder: Path, name: str, engine: str, read: Callable[[Path], Any], wanted: NDArray[Any]
+    files: Mapping[str, bytes],
+    name: str,
+    engine: str,
+    read: Callable[[bytes], Any],
+    wanted: NDArray[Any],
 ) -> Comparison:
     """Does the file `name` hold the numbers `wanted`, bit for bit?"""
     faults = {}
     try:
-        found = read(folder / name)
+        if name not in files:
+            raise FileNotFoundError("it is missing")
+        found = read(files[name])
         same = found.dtype == wanted.dtype and found.shape == wanted.shape
         if not (same and found.tobytes() == wanted.tobytes()):
             faults["goldens"] = "differs"

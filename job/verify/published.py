@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from job.errors import DataError, MissingInputError
 from job.manifest import read_manifest
 from job.verify.engines import RUNTIMES
-from job.verify.files import ALWAYS, MODEL_FILES, Verification, verify_files
+from job.verify.files import ALWAYS, GOLDENS, MODEL_FILES, Verification, verify_files
 from job.verify.reference import Reference
 from job.verify.weights import weights_of
 
@@ -61,9 +61,7 @@ def _compute_as_then(manifest: dict[str, Any]) -> None:
 def _require_listed(folder: Path, files: Any) -> None:
     """What is loaded below has a hash that was checked: a file without one is not ours."""
     present = [name for name in MODEL_FILES if (folder / name).exists()]
-    goldens = [f"golden/{n}.npy" for n in ("input", "output")]
-    goldens += [f"test_data_set_0/{n}_0.pb" for n in ("input", "output")]
-    for name in (*ALWAYS, *present, *goldens):
+    for name in (*ALWAYS, *present, *GOLDENS):
         if name not in files:
             raise DataError(f"{folder}: manifest.json does not list {name}")
 
@@ -91,7 +89,6 @@ def reference_of(folder: Path, manifest: dict[str, Any]) -> Reference:
 
 
 def _trained_weights(folder: Path) -> dict[str, NDArray[np.float32]]:
-    # ONNX last: its exporter may keep equal tensors under one of their names.
     for name in ("model.safetensors", "model.torchscript.pt", "model.onnx"):
         if (folder / name).exists():
             try:

@@ -21,7 +21,7 @@ from job.errors import DataError, MissingInputError
 from job.manifest import read_manifest, write_manifest
 from job.verify.compare import NOISE_LIMIT, TORCH_LIMIT, Comparison
 from job.verify.engines import engines
-from job.verify.files import ALWAYS, MODEL_FILES, verify_files
+from job.verify.files import ALWAYS, GOLDENS, MODEL_FILES, verify_files
 from job.verify.judgement import Judgement, Verdict
 from job.verify.oracle import Answer
 from job.verify.published import judge_published, reference_of
@@ -30,13 +30,6 @@ from job.verify.weights import read_safetensors
 
 if TYPE_CHECKING:
     from job.verify.mutants import Mutant
-
-GOLDENS = (
-    "golden/input.npy",
-    "golden/output.npy",
-    "test_data_set_0/input_0.pb",
-    "test_data_set_0/output_0.pb",
-)
 
 # How far beyond a limit one set of rows may be while another is within.
 NEAR = 4.0
@@ -65,11 +58,11 @@ def self_test(folder: Path) -> Iterator[Judgement]:
     reference = reference_of(folder, manifest)
     names = [name for name in (*MODEL_FILES, *GOLDENS) if name in manifest["files"]]
     files = {name: (folder / name).read_bytes() for name in names}
+    rows = list(_other_rows(reference))
     for mutant in mutants(files, reference):
         with tempfile.TemporaryDirectory() as scratch:
             _place(mutant, folder, manifest, Path(scratch))
             faults, rules = _seen(Path(scratch))
-            rows = list(_other_rows(reference))
             yield _judged(mutant, files[mutant.artifact], reference, rows, faults, rules)
 
 
