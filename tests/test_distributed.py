@@ -264,13 +264,14 @@ def test_a_silent_process_ends_the_job_which_says_why(tmp_path: Path) -> None:
         process.terminate()
         process.wait(timeout=60)
     # From a checkpoint: the first has something to hold, and no long silence is due before it.
-    program, options = (str(tmp_path / "impatient.py"),), ("--shutdown-timeout=3",)
-    with torchrun(
-        tmp_path, 2, *LONG, "--run-id", "one", options=options, program=program
-    ) as process:
+    program = (str(tmp_path / "impatient.py"),)
+    with torchrun(tmp_path, 2, *LONG, "--run-id", "one", program=program) as process:
         eventually(lambda: any(e["event"] == "epoch" for e in said(tmp_path)))
-        os.kill(worker(process, 0), signal.SIGSTOP)
-        assert process.wait(timeout=240) == 1  # after 10 s, and 3 that torchrun gives the stopped
+        stopped = worker(process, 0)
+        os.kill(stopped, signal.SIGSTOP)
+        eventually(lambda: any(e["event"] == "end" for e in said(tmp_path)))
+        os.kill(stopped, signal.SIGKILL)  # as torchrun does half a minute later
+        assert process.wait(timeout=60) == 1
     entry = termination(tmp_path)
     assert entry["code"] == 74
     assert "does not answer (" in entry["reason"]
