@@ -30,7 +30,7 @@ train: $(READY)  ## run the job with job.yaml; ARGS="train.epochs=1" overrides a
 	@$(VENV)/bin/python -m job train $(ARGS)
 
 test: $(READY)  ## run the test suite but for the long campaigns; ARGS="-k name" chooses
-	@$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	@$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(READY)  ## run the long fault campaigns, hours; FAULTS_SEED=1 FAULTS_SHARE=0.1 for less
 	@$(VENV)/bin/python -m pytest -m slow -s tests/faults $(ARGS)

@@ -73,7 +73,7 @@ class Artifacts:
         interrupt.check()
         question = str(self._question)
         self._worker = server.worker(
-            "job.preflight:ExportWorker.from_files", config.model_dump_json(), question
+            "job.export_worker:ExportWorker.from_files", config.model_dump_json(), question
         )
         self._worker.call("preflight", question, str(scratch), str(evidence))
 

@@ -32,7 +32,7 @@ from job.errors import ExitCode, JobError, OutOfMemory, error_of, known
 
 # Imported before the first fork; each alone, so that one which fails fails where it is needed.
 PRELOAD = (
-    "job.preflight",
+    "job.export_worker",
     "job.verify.fresh",
     "onnxruntime",
     "onnxscript",

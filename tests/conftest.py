@@ -30,6 +30,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# Files that take minutes. A worker takes one after the other, so these come first: else one worker
+# would end with them while the others have nothing left.
+LONGEST = (
+    *("test_resume", "test_distributed", "test_mutants", "test_run", "test_contents"),
+    *("test_examples", "test_exit_codes", "test_cron", "test_ranks", "test_tables", "test_exports"),
+    *("test_overlap", "test_primer", "test_filesystem", "test_kills", "test_preflight"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 def run_job(
     *arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from job import __version__, cli, errors
-from job.errors import ExitCode, JobError
+from job.errors import ConfigError, ExitCode, JobError
 
 from .conftest import ROOT, SMALL, Job
 
@@ -139,6 +139,27 @@ def test_check_prints_the_resolved_configuration(job: Job) -> None:
     assert done.returncode == 0
     assert "epochs: 3" in done.stdout
     assert done.stdout.startswith("seed: 7\n")
+
+
+def test_an_unknown_key_in_the_environment_is_a_fault_and_other_variables_are_none(
+    job: Job,
+) -> None:
+    done = job("check", env={"JOB__TRAIN__EPOCH": "3", "JOB_SERVICE_HOST": "10.0.0.1"})
+    assert done.returncode == 78
+    assert "environment JOB__TRAIN__EPOCH: train.epoch: unknown key; did you mean" in done.stderr
+    assert "SERVICE" not in done.stderr
+
+
+def test_the_run_id_of_the_command_line_comes_before_that_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("JOB_RUN_ID", raising=False)
+    assert cli._run_id(None) is None
+    monkeypatch.setenv("JOB_RUN_ID", "theirs")
+    assert (cli._run_id(None), cli._run_id("mine")) == ("theirs", "mine")
+    monkeypatch.setenv("JOB_RUN_ID", "../theirs")
+    with pytest.raises(ConfigError, match="environment JOB_RUN_ID"):
+        cli._run_id(None)
 
 
 def test_schema_is_json_schema(job: Job) -> None:

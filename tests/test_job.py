@@ -1,5 +1,6 @@
 """The whole job through the real command, with small data; and the wrong ends it can come to."""
 
+import hashlib
 import json
 import math
 import re
@@ -69,6 +70,9 @@ def test_the_manifest_has_the_pinned_fields(published: Path) -> None:
             {"name": "output", "dtype": "float32", "shape": ["batch", 1], "targets": ["y"]}
         ],
     }
+    for name, entry in manifest["files"].items():
+        content = (published / name).read_bytes()
+        assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     assert manifest["data"].keys() == {"kind", "rows", "sha256", "floor"}
     assert manifest["data"]["floor"] == {"mse": 1.0, "mae": pytest.approx((2 / math.pi) ** 0.5)}
     assert manifest["metrics"].keys() == {"validation", "test"}
@@ -201,7 +205,10 @@ def test_without_an_id_every_run_gets_its_own(job: Job, tmp_path: Path) -> None:
         assert job("train", *SMALL, "--output", str(tmp_path / "out")).returncode == 0
     names = [path.name for path in (tmp_path / "out" / "runs").iterdir()]
     assert len(names) == 2
-    assert all(re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{8}-[0-9a-f]{6}", name) for name in names)
+    for name in names:
+        manifest = manifest_of(tmp_path / "out" / "runs" / name)
+        eight = manifest["fingerprint"][:8]
+        assert re.fullmatch(rf"\d{{8}}T\d{{6}}Z-{eight}-[0-9a-f]{{6}}", name)
 
 
 # What ends badly. In-process, so that one part can be made to go wrong.

@@ -92,6 +92,22 @@ def test_killed_at_every_stage_it_ends_with_the_same_bytes(whole: Path, tmp_path
     assert not list((tmp_path / "work" / "runs").iterdir())
 
 
+def test_two_threads_give_the_same_bytes_cut_off_or_not(tmp_path: Path) -> None:
+    wide = ("model.hidden=[512]", "threads=2", "--run-id", "one", "--output")
+    for name in ("whole", "cut"):
+        if name == "cut":
+            process = disturbed(
+                "SIGKILL", "job.train.backprop:update", 10, *wide, str(tmp_path / name)
+            )
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL
+        done = run_job("train", *KEYS, *wide, str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+    one, other = (tmp_path / name / "runs" / "one" for name in ("whole", "cut"))
+    assert manifest_of(one)["device"]["threads"] == 2
+    assert_as_if_never_cut_off(other, one, 1)
+
+
 def test_killed_after_it_became_visible_it_is_published_all_the_same(
     whole: Path, tmp_path: Path
 ) -> None:
