@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -177,16 +177,13 @@ print(code, used.ru_utime + used.ru_stime, used.ru_maxrss)
 """
 
 
-class Measured(NamedTuple):
-    """One `check` by the real command."""
-
-    code: int
-    seconds: float  # of the processor
-    kib: int
-    stderr: str
-
-
-def check(path: Path) -> Measured:
+@pytest.mark.parametrize("name", [*CORPUS, *PLACES])
+def test_the_command_answers_soon_and_small(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    if name in CORPUS:
+        path.write_bytes(CORPUS[name])
+    else:
+        PLACES[name](path)
     command = [sys.executable, "-m", "job", "check", "--config", str(path)]
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *command],
@@ -197,27 +194,8 @@ def check(path: Path) -> Measured:
         check=True,
     )
     code, seconds, kib = done.stdout.split()
-    return Measured(int(code), float(seconds), int(kib), done.stderr)
-
-
-@pytest.fixture(scope="module")
-def start() -> float:
-    """What Python's start and the imports take of the processor, which is no document's fault."""
-    shipped = check(ROOT / "job.yaml")
-    assert shipped.code == 0, shipped.stderr
-    return shipped.seconds
-
-
-@pytest.mark.parametrize("name", [*CORPUS, *PLACES])
-def test_the_command_answers_soon_and_small(name: str, start: float, tmp_path: Path) -> None:
-    path = tmp_path / "job.yaml"
-    if name in CORPUS:
-        path.write_bytes(CORPUS[name])
-    else:
-        PLACES[name](path)
-    done = check(path)
-    assert done.code == (78 if name in CORPUS else 66), done.stderr
+    assert int(code) == (78 if name in CORPUS else 66), done.stderr
     assert "Traceback" not in done.stderr
     assert all(c.isprintable() or c == "\n" for c in done.stderr)
-    assert done.seconds - start < SECONDS
-    assert done.kib < KIB
+    assert float(seconds) < SECONDS
+    assert int(kib) < KIB

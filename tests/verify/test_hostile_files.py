@@ -593,6 +593,7 @@ def test_a_good_file_is_read_with_its_empty_and_scalar_tensors() -> None:
         safetensors_of(b"{'a':1}", b""),
         safetensors_of([], b""),
         safetensors_of({"a": 1}, b""),
+        safetensors_of({"a": tensor([1], 0, 4) | {"dtype": "I32"}}, b"\0" * 4),
         safetensors.numpy.save({"a": np.zeros(3, np.float64)}),
         safetensors.numpy.save({"a": np.zeros(3, np.float32)})[:-1],
         (2**62).to_bytes(8, "little") + b"{}",
