@@ -2,8 +2,6 @@
 
 import json
 import os
-import random
-import re
 from pathlib import Path
 
 import pytest
@@ -100,11 +98,15 @@ def test_all_faults_are_reported_at_once_with_place_expectation_and_nearest_key(
         ('seed: "1"', "1: seed: expected a valid integer or 'run', got \"1\""),
         ("seed: -1", "1: seed: expected a number greater than or equal to 0"),
         (f"seed: {'9' * 5000}", "1: seed: an integer of 5000 digits is too large"),
+        ("seed: 2026-13-45", "1: seed: expected a valid integer or 'run', got \"2026-13-45\""),
         ("seed: 2024-01-01", "1: seed: expected a valid integer or 'run', got \"2024-01-01\""),
         ("data: {noise: .nan}", "1: data.noise: expected a finite number"),
         ("data: {noise: .inf}", "1: data.noise: expected a finite number"),
         ("seed: 1\nseed: 2", "2: seed: duplicate key; it stands in line 1 already"),
         ("train:\n\tepochs: 1", "2: not valid YAML: a tab; indent with blanks"),
+        ("&a seed: *a", "1: seed: a key must be a plain word"),
+        ("seed: \ufeff1", "1: seed: expected a valid integer or 'run', got"),
+        ("train: {optimizer: {lr: 1e99999}}", "1: train.optimizer.lr: expected a finite number"),
         ("a: &x [1]\nb: *x", "1: a: anchors (&) and aliases (*) are not read"),
         ("<<: {seed: 1}", "1: <<: unknown key"),
         ("seed: !!int 1", "1: seed: the tag tag:yaml.org,2002:int is not read"),
@@ -247,7 +249,9 @@ def test_an_override_replaces_lists_and_sections_whole() -> None:
 def test_what_is_not_a_regular_file_is_missing(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to("loop")
-    for path in (tmp_path, tmp_path / "fifo", tmp_path / "loop", tmp_path / "nowhere", "/dev/zero"):
+    (tmp_path / "dangling").symlink_to("nowhere")
+    names = ("fifo", "loop", "dangling", "nowhere")
+    for path in (tmp_path, *(tmp_path / name for name in names), "/dev/zero"):
         with pytest.raises(MissingInputError):
             load_config(str(path))
     with pytest.raises(MissingInputError, match="not a path"):
@@ -300,29 +304,6 @@ def test_what_is_written_is_read_again_as_the_same(
     again = read(to_yaml(config))
     assert not again.faults
     assert Config.model_validate(again.value) == config
-
-
-def test_no_mutation_of_job_yaml_ends_in_anything_but_an_answer(write: Write) -> None:
-    """Seeded, so that a failure can be seen again: its number names it."""
-    original = (ROOT / "job.yaml").read_bytes()
-    pieces = [b":", b"\n", b" ", b"\t", b"- ", b"&a ", b"*a", b"{", b"}", b"[", b"]", b"!!x ", b"'"]
-    pieces += [b'"', b"#", b"\0", b"\xff", b"9" * 30, b"1e999", b".nan", b"|", b">", b"%", b"? "]
-    refused: list[str] = []
-    for number in range(3000):
-        draw = random.Random(number)
-        text = bytearray(original)
-        for _ in range(draw.randint(1, 6)):
-            at = draw.randrange(len(text))
-            if draw.random() < 0.4:
-                del text[at : at + draw.randint(1, 20)]
-            else:
-                text[at:at] = draw.choice(pieces)
-        try:
-            load_config(str(write(bytes(text))))
-        except ConfigError as error:
-            refused.append(error.faults[0])
-    assert 1500 < len(refused) < 3000  # some change a comment only
-    assert all(re.match(r"(job\.yaml|configuration)", fault) for fault in refused)
 
 
 def test_the_committed_schema_is_what_schema_prints_and_job_yaml_names_it() -> None:

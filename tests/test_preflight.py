@@ -63,9 +63,11 @@ def test_every_faithful_model_passes(keys: tuple[str, ...], tmp_path: Path) -> N
     preflight(load_config(None, list(keys)), tmp_path).require_agreement()
 
 
-def test_check_does_it_alone(job: Job, tmp_path: Path) -> None:
-    done = job("check", "--preflight", "data.samples=5000", f"output.dir={tmp_path / 'out'}")
+def test_check_does_it_alone_and_leaves_open_what_each_run_draws(job: Job, tmp_path: Path) -> None:
+    keys = ("seed=run", "data.samples=5000", f"output.dir={tmp_path / 'out'}")
+    done = job("check", "--preflight", *keys)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("seed: run\n")
     assert "samples: 5000" in done.stdout
     assert "comparisons of the untrained model agree" in done.stderr
     assert not (tmp_path / "out").exists()

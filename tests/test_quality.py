@@ -12,6 +12,7 @@ from job.quality import require_quality
 from job.train.evaluate import Metrics
 
 from .conftest import SMALL, Job
+from .test_report import words
 
 METRICS: Metrics = {"r2": 0.5, "mse": 2.0, "excess_risk": None, "mae": math.nan}
 
@@ -62,7 +63,11 @@ def test_unmet_leaves_evidence_and_the_last_good_model(job: Job, tmp_path: Path)
     assert (unmet.returncode, unmet.stdout) == (82, "")
     assert "test r2 is 0." in json.loads(unmet.stderr.splitlines()[-1])["message"]
     assert (tmp_path / "latest").resolve() == good
-    evidence = {path.name for path in (tmp_path / "failed" / "bad").iterdir()}
-    assert evidence == {"report.html", "metrics.jsonl"}
-    assert "must be at least 0.999" in (tmp_path / "failed" / "bad" / "report.html").read_text()
+    evidence = tmp_path / "failed" / "bad"
+    assert {path.name for path in evidence.iterdir()} == {"report.html", "metrics.jsonl"}
+    said = words((evidence / "report.html").read_text())
+    assert said.startswith("QUALITY (82): nothing was published")
+    assert "r2" in said
+    assert "must be at least 0.999" in said
+    assert json.loads((evidence / "metrics.jsonl").read_text().splitlines()[0])["epoch"] == 1
     assert not list((tmp_path / "work" / "runs").iterdir())

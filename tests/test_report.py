@@ -18,7 +18,6 @@ import pytest
 
 from job.report import render_report
 
-from .conftest import run_job
 from .examples.browser import FLAGS, Page, chromium
 
 EPOCHS = [
@@ -360,16 +359,3 @@ def test_nothing_can_be_asked_for_even_by_what_got_into_it(tab: Page, tmp_path: 
     assert tab.evaluate("document.title") == "Verified: one"
     assert any("Content Security Policy" in each for each in tab.complaints)
     tab.complaints.clear()
-
-
-def test_a_failed_run_leaves_a_page_that_says_what_failed(tmp_path: Path) -> None:
-    done = run_job(
-        "train", "data.samples=2000", "train.epochs=1", "quality.metrics={r2: {min: 0.9999}}",
-        "--output", str(tmp_path),
-    )  # fmt: skip
-    assert done.returncode == 82
-    (folder,) = (tmp_path / "failed").iterdir()
-    said = words((folder / "report.html").read_text())
-    assert said.startswith("QUALITY (82): nothing was published")
-    assert "r2" in said
-    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["epoch"] == 1

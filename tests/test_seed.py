@@ -88,9 +88,3 @@ def test_its_published_config_reproduces_the_model_files(output: Path, tmp_path:
     for name in FILES - {"report.html", "verification.json"}:
         assert (tmp_path / "latest" / name).read_bytes() == (run / name).read_bytes(), name
     assert manifest_of(tmp_path / "latest")["fingerprint"] == manifest_of(run)["fingerprint"]
-
-
-def test_check_leaves_it_open_and_preflight_needs_no_number(tmp_path: Path) -> None:
-    done = run_job("check", "seed=run", "--preflight", "model.hidden=[4]")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("seed: run\n")

@@ -1,6 +1,7 @@
-"""The answers of one runtime, made where it is installed: `answers.py RUNTIME MODEL X.npz Y.npz`.
+"""The answers of one runtime, made where it is installed: `answers.py RUNTIME FOLDER ...`.
 
-Every array x (N, F) in X.npz is run through the one loaded model; its answer (N, O) gets its name.
+Every array x (N, F) in a folder's x.npz is run through its model.onnx; the answer (N, O) gets its
+name in a file that is named after the runtime.
 """
 
 import sys
@@ -33,6 +34,9 @@ def opencv(model: Path) -> Callable[[Any], Any]:
 
 
 if __name__ == "__main__":
-    runtime, model, x, y = sys.argv[1:]
-    run = {"openvino": openvino, "opencv": opencv}[runtime](Path(model))
-    np.savez(y, **{name: run(value) for name, value in np.load(x).items()})
+    runtime, *folders = sys.argv[1:]
+    load = {"openvino": openvino, "opencv": opencv}[runtime]
+    for folder in map(Path, folders):
+        run = load(folder / "model.onnx")
+        answers = {name: run(value) for name, value in np.load(folder / "x.npz").items()}
+        np.savez(folder / f"{runtime}.npz", **answers)

@@ -12,11 +12,9 @@ import torch
 from torch import nn
 
 from job.config import Task
-from job.errors import ExportMismatch
 from job.export import trace, write_torchscript
 from job.model import MLP
 from job.verify import Reference, verify_files, verify_staged
-from job.verify.engines import load_onnx
 
 from .models import Sample, any_sample, sample, trained
 
@@ -218,16 +216,3 @@ def test_an_approximate_gelu_in_a_deep_model_is_refused(tmp_path: Path) -> None:
     faults = verify_files(tmp_path, reference).faults
     assert faults
     assert not any("bound" in fault for fault in faults)
-
-
-def test_weights_outside_the_file_are_not_followed_even_where_they_lie(
-    positive: tuple[Path, Reference], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """onnxruntime would take them from the working directory."""
-    proto = onnx.load(positive[0] / "model.onnx")
-    onnx.save_model(
-        proto, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0, location="w.bin"
-    )
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ExportMismatch, match="outside"):
-        load_onnx((tmp_path / "m.onnx").read_bytes())

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from job.errors import ExportMismatch, JobError
-from job.verify import Comparison, Reference, Verification, verify_files
+from job.verify import Comparison, Reference, Verification, fresh, verify_files
 from job.verify.battery import Case
 from job.verify.compare import NOISE_LIMIT, compare
 from job.verify.oracle import Answer, Oracle
@@ -158,24 +158,43 @@ def test_another_process_verifies(
     assert int(note.read_text()) != os.getpid()
 
 
+@pytest.fixture(scope="module")
+def verified_before(
+    right: tuple[Path, Reference], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder for handing over, through which the right files were verified already."""
+    work = tmp_path_factory.mktemp("work")
+    verify_in_a_worker(*right, work).require_agreement()
+    return work
+
+
 @pytest.mark.parametrize("end", ["os._exit(0)", "os._exit(81)", "os.kill(os.getpid(), 11)"])
 def test_an_earlier_result_is_no_answer(
-    end: str, right: tuple[Path, Reference], tmp_path: Path, boot: Boot
+    end: str, right: tuple[Path, Reference], verified_before: Path, boot: Boot
 ) -> None:
-    verify_in_a_worker(*right, tmp_path).require_agreement()
     boot(f"import os; {end}")
     with pytest.raises(JobError, match=r"the fork server (ended|was killed)") as caught:
-        verify_in_a_worker(*right, tmp_path)
+        verify_in_a_worker(*right, verified_before)
     assert not isinstance(caught.value, ExportMismatch)
 
 
-@pytest.mark.parametrize("result", ["", "[]", '{"comparisons": []}', '{"comparisons": [{}]}'])
+HALF = '{"comparisons": [{}], "skipped": [], "sha256": {}, "self_check": [], "diagnosis": null}'
+
+
+@pytest.mark.parametrize("result", ["", "[]", '{"comparisons": []}', '{"comparisons": [{}]}', HALF])
+def test_half_a_result_is_not_read(result: str, tmp_path: Path) -> None:
+    """By what is taken for no result, as the next test sees."""
+    (tmp_path / "result.json").write_text(result)
+    with pytest.raises((OSError, ValueError, KeyError, TypeError)):
+        fresh._read(tmp_path / "result.json")
+
+
 def test_half_a_result_is_no_answer(
-    result: str, right: tuple[Path, Reference], tmp_path: Path, boot: Boot
+    right: tuple[Path, Reference], tmp_path: Path, boot: Boot
 ) -> None:
     boot(
         "import job.verify.fresh as fresh\n"
-        f"fresh.save_result = lambda _, result: result.write_text({result!r})"
+        "fresh.save_result = lambda _, result: result.write_text('{\"comparisons\": []}')"
     )
     with pytest.raises(JobError, match="left no result"):
         verify_in_a_worker(*right, tmp_path)
@@ -193,7 +212,7 @@ def test_nothing_is_imported_from_the_working_directory(
 def test_a_reference_is_the_same_after_its_file(
     right: tuple[Path, Reference], tmp_path: Path
 ) -> None:
-    reference = right[1]
+    reference = replace(right[1], task="classification")  # the task that is not the default
     reference.save(tmp_path / "reference.safetensors")
     again = Reference.load(tmp_path / "reference.safetensors")
 
@@ -202,6 +221,8 @@ def test_a_reference_is_the_same_after_its_file(
         arrays += [one.golden_input, one.golden_output, *one.answers]
         return [(a.shape, a.dtype.str, a.tobytes()) for a in arrays]
 
+    assert again.weights.keys() == reference.weights.keys()
     assert content(again) == content(reference)
+    assert (again.activation, again.task) == (reference.activation, reference.task)
     assert json.dumps(again.batches) == json.dumps(list(reference.batches))
     assert [case.name for case in again.battery()] == [case.name for case in reference.battery()]

@@ -26,25 +26,14 @@ import torch
 from torch import nn
 
 from job.errors import DataError, ExportMismatch
-from job.manifest import file_entries, read_manifest, write_manifest
+from job.manifest import read_manifest
 from job.predict import predict_file
 from job.verify import verify_published
 from job.verify.engines import load_onnx, load_torchscript
 from job.verify.weights import read_safetensors
 from tests.conftest import ROOT, Job
 
-
-@pytest.fixture
-def copy(published: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(published, tmp_path / "of another name")
-
-
-def rehash(folder: Path, edit: Callable[[dict[str, Any]], object] = lambda manifest: None) -> None:
-    """Makes the manifest fit what now lies in the folder, then changes it."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"] = file_entries(folder)
-    edit(manifest)
-    write_manifest(folder, manifest)
+from .folders import rehash
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -601,8 +590,16 @@ def test_a_good_file_is_read_with_its_empty_and_scalar_tensors() -> None:
         safetensors_of(b"[" * 100_000, b""),
         safetensors_of(b"\xff\xfe", b""),
         safetensors_of(b'{"a": NaN}', b""),
+        safetensors_of(b"{'a':1}", b""),
+        safetensors_of([], b""),
+        safetensors_of({"a": 1}, b""),
+        safetensors_of({"a": tensor([1], 0, 4) | {"dtype": "I32"}}, b"\0" * 4),
+        safetensors.numpy.save({"a": np.zeros(3, np.float64)}),
+        safetensors.numpy.save({"a": np.zeros(3, np.float32)})[:-1],
         (2**62).to_bytes(8, "little") + b"{}",
+        b"\xff" * 8,
         b"\x02",
+        b"",
     ],
 )
 def test_a_malformed_file_is_refused(content: bytes) -> None:

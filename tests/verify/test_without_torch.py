@@ -5,7 +5,6 @@ and what is not is said.
 import importlib.metadata
 import json
 import re
-import shutil
 import subprocess
 import venv
 from collections.abc import Callable
@@ -17,9 +16,9 @@ import onnx
 import pytest
 from packaging.requirements import Requirement
 
-from job.manifest import file_entries, write_manifest
 from tests.conftest import ROOT, Job
 
+from .folders import rehash
 from .test_hostile_files import hostile_program, hostile_torchscript
 
 LOCK = dict(
@@ -71,16 +70,6 @@ def bare(bare_python: Path) -> Bare:
         )
 
     return run
-
-
-@pytest.fixture
-def copy(published: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(published, tmp_path / "copy")
-
-
-def rehash(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    write_manifest(folder, manifest | {"files": file_entries(folder)})
 
 
 def test_the_environment_holds_what_the_lock_pins_of_these_and_nothing_else(
