@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--random-models",
         type=int,
-        default=12,
+        default=8,
         metavar="N",
         help="faithful random models that must raise no false alarm",
     )

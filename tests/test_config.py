@@ -225,7 +225,6 @@ def test_the_command_line_comes_before_the_environment_and_that_before_the_file(
 @pytest.mark.parametrize(
     ("override", "fault"),
     [
-        ("seed", "command line: 'seed' is not of the form key=value"),
         ("seed=", "command line: seed: expected a valid integer or 'run', got null"),
         ("=3", "command line: "),
         ("a..b=3", "command line: a"),
@@ -238,6 +237,49 @@ def test_the_command_line_comes_before_the_environment_and_that_before_the_file(
 )
 def test_a_wrong_override_is_refused(override: str, fault: str, write: Write) -> None:
     assert any(line.startswith(fault) for line in faults_of(write("seed: 1"), override))
+
+
+def test_one_wrong_override_is_one_fault(write: Write) -> None:
+    (fault,) = faults_of(write("seed: 1"), "train.epochs=010")
+    assert fault == "command line: train.epochs: 010 starts with 0: write 10"
+
+
+def test_all_faults_of_one_section_are_reported_at_once() -> None:
+    keys = ("data.kind=gaussians", "train.loss=cross_entropy", "train.class_weights=[1.0]")
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [*keys, "train.schedule.warmup=100000"])
+    one, other = caught.value.faults
+    assert one.startswith("command line: train.class_weights: there are 2 classes")
+    assert other.startswith("command line: train.schedule")
+    assert "does not end" in other
+    with pytest.raises(ConfigError, match=r'no metric of a regression.*got \["f1", "auc"\]'):
+        load_config(None, ["quality.metrics={f1: {min: 1}, r2: {min: 0}, auc: {min: 1}}"])
+
+
+def test_a_key_of_a_section_that_is_off_turns_it_on() -> None:
+    config = load_config(str(ROOT / "job.yaml"), ["train.early_stopping.patience=3"])
+    assert config.train.early_stopping is not None
+    assert config.train.early_stopping.patience == 3
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "fault"),
+    [
+        (0.0004, 0.1, "the validation split would have 0 rows and needs 1"),
+        (0.1, 0.031, "the test split would have 31 rows and needs 32"),
+        (0.4999, 0.4999, "the training split would have 0 rows and needs 1"),
+        (0.5, 0.5, "together leave no rows to train on"),
+    ],
+)
+def test_a_split_without_rows_is_refused(validation: float, test: float, fault: str) -> None:
+    shares = [f"data.validation={validation}", f"data.test={test}"]
+    with pytest.raises(ConfigError, match=fault):
+        load_config(None, ["data.samples=1000", *shares])
+
+
+def test_no_columns_are_not_all_columns() -> None:
+    with pytest.raises(ConfigError, match=r"data\.columns"):
+        load_config(None, ["data.kind=file", "data.path=a.csv", "data.target=y", "data.columns=[]"])
 
 
 def test_an_override_replaces_lists_and_sections_whole() -> None:

@@ -56,6 +56,7 @@ def test_a_broken_library_is_found_while_the_model_is_trained(
         ("data.kind=gaussians", "train.loss=cross_entropy"),
         ("data.kind=noise", "data.features=1", "data.samples=100000000000", "data.test=1e-6"),
         ("data.kind=noise", "data.noise=0.0"),
+        ("train.schedule.warmup=100",),  # of the training's own steps
     ],
 )
 def test_every_faithful_model_passes(keys: tuple[str, ...], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -182,7 +183,7 @@ MALFORMED = [
     (GOOD.encode().replace(b"a,b,y", b"a,a,y"), "two columns are named 'a'"),
     (GOOD.encode().replace(b"a,b,y", b"a,b,z"), "has no column y; its columns are a, b, z"),
     (GOOD.encode().replace(b",", b";"), "has no column y; its columns are a;b;y"),
-    (b"a,b,y\n", "gives 0 rows to train on"),
+    (b"a,b,y\n", "has no rows"),
     (GOOD.encode(), "to train on, 6 to validate and 6 to test, which must be 1, 1 and 32"),
     (bytes(range(256)) * 10, ""),
     (b"\x00" * 1000, ""),
@@ -246,6 +247,43 @@ def test_a_missing_label_or_no_real_choice_of_them_is_refused(tmp_path: Path) ->
     path = write(tmp_path / "rows.parquet", table(65_600))
     with pytest.raises(DataError, match="for numbers choose the loss mse"):
         loaded(path, "classification")
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (pyarrow.array([0.0, math.inf] * 200), "row 2, column y: inf is not finite"),
+        (
+            pyarrow.array([1, 2] * 200).cast(pyarrow.timestamp("ns")),
+            r"timestamp\[ns\] cannot be classes",
+        ),
+        (pyarrow.array([b"a", b"b"] * 200), "binary cannot be classes, text can"),
+    ],
+    ids=["infinite", "nanoseconds", "bytes"],
+)
+def test_labels_that_a_manifest_cannot_name_are_refused(
+    labels: pyarrow.Array, reason: str, tmp_path: Path
+) -> None:
+    columns = {"i": list(range(ROWS)), "y": labels}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=reason):
+        loaded(tmp_path / "rows.parquet", "classification")
+
+
+def test_an_infinite_label_of_an_npy_file_is_refused(tmp_path: Path) -> None:
+    rows = np.ones((ROWS, 2), np.float32)
+    rows[7, 1] = np.inf
+    np.save(tmp_path / "rows.npy", rows)
+    with pytest.raises(DataError, match="row 8, column c1: inf is not finite"):
+        loaded(tmp_path / "rows.npy", "classification", target="c1")
+
+
+@pytest.mark.parametrize("split_by", [None, "fold"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_without_rows_is_refused(suffix: str, split_by: str | None, tmp_path: Path) -> None:
+    path = write(tmp_path / f"rows{suffix}", {name: [] for name in ("a", "y", "fold")})
+    with pytest.raises(DataError, match=f"{path}"):
+        loaded(path, split_by=split_by)
 
 
 @pytest.mark.parametrize(
@@ -353,8 +391,8 @@ def test_what_cannot_fit_is_refused_by_the_sum_before_it_is_read(tmp_path: Path)
             load_data(data, 0, terabyte)
     path = write(tmp_path / "rows.parquet", table())
     with pytest.raises(OutOfMemory, match="about 400 rows of 4 columns"):
-        load_data(Data(kind="file", path=str(path), target=("y",)), 0, 10_000)
-    load_data(Data(kind="file", path=str(path), target=("y",)), 0, 12_800)
+        load_data(Data(kind="file", path=str(path), target=("y",)), 0, 2**28 + 20_000)
+    load_data(Data(kind="file", path=str(path), target=("y",)), 0, 2**28 + 24_000)
 
 
 def test_the_estimate_of_a_small_csv_file_is_its_rows(tmp_path: Path) -> None:
