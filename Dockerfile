@@ -50,8 +50,9 @@ COPY --from=sbom-maker /sbom.cdx.json /
 FROM ${BASE_IMAGE}
 
 # The official image has no bytecode for the standard library, and with a read-only root none can
-# be kept: each start of the job, and of its verifying process, would compile it anew.
-RUN python -m compileall -q -x site-packages \
+# be kept: each start of the job, and of its verifying process, would compile it anew. Of its tests,
+# where a base has them, some do not compile.
+RUN python -m compileall -q -x 'site-packages|/tests?/' \
     "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 
 # pip has compiled what it installed.

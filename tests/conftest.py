@@ -1,10 +1,13 @@
 """What many tests share: the real command, and one small published run."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,18 +47,46 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
+def environment(**changed: str | None) -> dict[str, str]:
+    """This one's without the job's keys, and with `changed`; None takes a variable out."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("JOB")}
+    path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
+    wanted = {**kept, "PYTHONPATH": path, **changed}
+    return {key: value for key, value in wanted.items() if value is not None}
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return manifest
+
+
+def eventually(seen: Callable[[], bool], seconds: float = 120) -> None:
+    """Waits until it is seen."""
+    deadline = time.monotonic() + seconds
+    while not seen():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def children_of(process: int) -> list[int]:
+    return [int(n) for n in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def wait_until_gone(process: int) -> None:
+    subprocess.run(["tail", f"--pid={process}", "-f", "/dev/null"], check=True, timeout=60)
+
+
 def run_job(
     *arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """`python -m job ...` in a process of its own, with the environment's JOB keys left out."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("JOB")}
-    path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, "-m", "job", *arguments],
         cwd=cwd,
-        env={**kept, "PYTHONPATH": path, **(env or {})},
+        env=environment(**(env or {})),
         capture_output=True,
         text=True,
+        timeout=600,
         check=False,
     )
 

@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import pytest
 from job.errors import ConfigError
 from job.ranks import Ranks, ranks_of
 
-from .conftest import ROOT, run_job
-from .test_resume import events, manifest_of
+from .conftest import ROOT, children_of, environment, eventually, manifest_of, run_job
+from .test_resume import events
 
 # 3200 rows to train on: 8 batches of 384 an epoch and one of 128, which 3 processes share unevenly.
 KEYS = ("data.samples=4000", "train.epochs=2", "train.batch_size=384", "device=cpu", "threads=1")
@@ -35,7 +34,6 @@ def torchrun(
     program: tuple[str, ...] = ("-m", "job"),
 ) -> Iterator[subprocess.Popen[str]]:
     """The job under torchrun, with its streams in files of `folder`; gone afterwards."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("JOB")}
     with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
         process = subprocess.Popen(
             [
@@ -46,11 +44,7 @@ def torchrun(
                 *(*program, "train", *KEYS, *arguments, "--output", str(folder / "output")),
             ],
             cwd=ROOT,
-            env={
-                **kept,
-                "PYTHONPATH": str(ROOT),
-                "JOB_TERMINATION_LOG": str(folder / "termination"),
-            },
+            env=environment(JOB_TERMINATION_LOG=str(folder / "termination")),
             stdout=out,
             stderr=err,
             text=True,
@@ -59,7 +53,7 @@ def torchrun(
         yield process
     finally:
         if process.poll() is None:
-            for pid in children(process.pid):
+            for pid in children_of(process.pid):
                 os.kill(pid, signal.SIGKILL)
         process.kill()
         process.wait()
@@ -87,20 +81,9 @@ def curve(run: Path) -> list[tuple[float, float]]:
     return [(line["training_loss"], line["validation"]["loss"]) for line in lines]
 
 
-def eventually(seen: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not seen():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def worker(process: subprocess.Popen[str], rank: int) -> int:
     """The process id of that rank."""
-    for pid in children(process.pid):
+    for pid in children_of(process.pid):
         if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
             return pid
     raise AssertionError(f"no rank {rank}")

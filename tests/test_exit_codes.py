@@ -22,7 +22,7 @@ from job.cli import main
 from job.errors import ExitCode, ReadWriteError
 from job.publish import Space
 
-from .conftest import ROOT, SMALL, run_job
+from .conftest import ROOT, SMALL, environment, run_job
 from .test_verify import edit_weights, no_bias, one_weight, rehash
 
 Command = Callable[[Path, Path], list[str]]
@@ -165,12 +165,11 @@ CAUSES = [
 def test_each_code_by_its_cause(
     code: int, cause: str, command: Command, published: Path, tmp_path: Path
 ) -> None:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("JOB")}
     log = tmp_path / "log"
     done = subprocess.run(
         command(published, tmp_path),
         cwd=ROOT,
-        env={**kept, "JOB_TERMINATION_LOG": str(log)},
+        env=environment(JOB_TERMINATION_LOG=str(log)),
         capture_output=True,
         text=True,
         check=False,

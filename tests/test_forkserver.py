@@ -13,7 +13,7 @@ from job import interrupt
 from job.errors import ConfigError, ExportMismatch, Interrupted, JobError, OutOfMemory
 from job.forkserver import ForkServer
 
-from .conftest import ROOT
+from .conftest import ROOT, wait_until_gone
 
 PROBE = "tests.test_forkserver:Probe"
 inherited = "no"
@@ -68,10 +68,6 @@ def wait_for(path: Path) -> int:
     while not path.exists() or not path.read_text():
         time.sleep(0.01)
     return int(path.read_text())
-
-
-def wait_until_gone(process: int) -> None:
-    subprocess.run(["tail", f"--pid={process}", "-f", "/dev/null"], check=True, timeout=60)
 
 
 def test_a_worker_keeps_its_object_and_another_is_another_process(tmp_path: Path) -> None:

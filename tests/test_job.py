@@ -7,7 +7,6 @@ import re
 import shutil
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -20,7 +19,7 @@ from job.errors import Diverged, ExportMismatch
 from job.forkserver import ForkServer
 from job.verify import verify_published
 
-from .conftest import SMALL, Boot, Job, wrong_bias
+from .conftest import SMALL, Boot, Job, manifest_of, wrong_bias
 
 FILES = {
     "golden/input.npy",
@@ -36,11 +35,6 @@ FILES = {
     "test_data_set_0/output_0.pb",
     "verification.json",
 }
-
-
-def manifest_of(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    return manifest
 
 
 def test_the_published_files_are_those_of_the_contract(published: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .conftest import run_job
-from .test_resume import KEYS, assert_as_if_never_cut_off, disturbed, manifest_of
+from .conftest import manifest_of, run_job
+from .test_resume import KEYS, assert_as_if_never_cut_off, disturbed
 
 OPTIONS = (
     *("data.kind=linear", "data.outputs=3", "model={hidden: [16, 8], activation: gelu}"),

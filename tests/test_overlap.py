@@ -10,8 +10,7 @@ import pytest
 
 from job.manifest import read_manifest
 
-from .conftest import ROOT, SMALL, run_job
-from .test_reproducible import environment
+from .conftest import ROOT, SMALL, environment, run_job
 
 PROCESSES, ROUNDS = 8, 12
 

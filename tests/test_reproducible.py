@@ -8,20 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT, SMALL
+from .conftest import ROOT, SMALL, environment
 from .test_job import FILES
 
 SAME = FILES - {"report.html", "verification.json"}  # the only ones that speak of the run
 STRANGER = 54321
 CONFIG = str(ROOT / "job.yaml")
 OUTPUT = ("--output", "out")
-
-
-def environment(**changed: str | None) -> dict[str, str]:
-    """This one's without the job's keys, and with `changed`; None takes a variable out."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("JOB")}
-    wanted = {**kept, "PYTHONPATH": str(ROOT), **changed}
-    return {key: value for key, value in wanted.items() if value is not None}
 
 
 def published_by(

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import ROOT, run_job
-from .test_reproducible import SAME, environment
+from .conftest import ROOT, children_of, environment, manifest_of, run_job, wait_until_gone
+from .test_reproducible import SAME
 
 # 7 steps an epoch, a checkpoint after each epoch.
 KEYS = ("data.samples=4000", "train.epochs=3", "train.batch_size=512", "device=cpu", "threads=1")
@@ -36,11 +36,6 @@ def events(stderr: str) -> list[dict[str, Any]]:
 
 def epochs(said: list[dict[str, Any]]) -> list[int]:
     return [entry["epoch"] for entry in said if entry["event"] == "epoch"]
-
-
-def manifest_of(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    return manifest
 
 
 def assert_as_if_never_cut_off(folder: Path, whole: Path, resumed: int) -> None:
@@ -268,11 +263,7 @@ def test_a_process_that_helps_ends_with_the_one_it_helps(tmp_path: Path) -> None
     process.kill()
     process.communicate()
     for helper in helpers:
-        subprocess.run(["tail", f"--pid={helper}", "-f", "/dev/null"], check=True, timeout=60)
-
-
-def children_of(process: int) -> list[int]:
-    return [int(n) for n in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+        wait_until_gone(helper)
 
 
 def test_without_an_id_only_the_same_configuration_is_adopted(tmp_path: Path) -> None:

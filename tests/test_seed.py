@@ -9,9 +9,9 @@ from job.config import Config, load_config
 from job.device import choose_device
 from job.identity import identify
 
-from .conftest import run_job
+from .conftest import manifest_of, run_job
 from .test_job import FILES
-from .test_resume import KEYS, disturbed, manifest_of
+from .test_resume import KEYS, disturbed
 
 DEVICE = choose_device(load_config(None, ["device=cpu"]))
 

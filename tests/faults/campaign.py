@@ -11,7 +11,7 @@ from pathlib import Path
 
 from job.manifest import read_manifest
 from job.train.checkpoint import load_checkpoint
-from tests.conftest import ROOT
+from tests.conftest import ROOT, environment
 
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
 SHARE = float(os.environ.get("FAULTS_SHARE", "1"))
@@ -27,11 +27,6 @@ CALLS = ("fsync", "rename", "renameat", "mkdir", "symlink", "unlink", "rmdir", "
 
 def share(count: int) -> int:
     return max(1, round(SHARE * count))
-
-
-def environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("JOB")}
-    return {**kept, "PYTHONPATH": str(ROOT)}
 
 
 # As `python -m job`, but the helper processes start by the command that is named first.

@@ -15,9 +15,9 @@ import pytest
 
 from job.config import load_config
 from job.errors import ConfigError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, environment
 
-from .campaign import SEED, environment, share
+from .campaign import SEED, share
 
 SECONDS, KIB = 1.0, 100 * 1024
 

@@ -2,17 +2,15 @@
 
 import json
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
 
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, eventually, manifest_of
 
 from .conftest import LOCKED_DOWN, SHORT, Image, call, output_of
 
@@ -84,23 +82,11 @@ def pair(image: Image, network: str, folder: Path, *overrides: str) -> Iterator[
             process.wait()
 
 
-def manifest_of(folder: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((folder / "runs" / "two" / "manifest.json").read_text())
-    return manifest
-
-
-def eventually(seen: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not seen():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_two_containers_are_two_ranks_of_one_run(image: Image, network: str, folder: Path) -> None:
     """By the overlay's own command; what only the first mounts, the second does not miss."""
     with pair(image, network, folder, *SHORT) as both:
         assert both.end(600) == [(0, "/artifacts/runs/two\n"), (0, "")], both.err(0).read_text()
-    manifest = manifest_of(folder)
+    manifest = manifest_of(folder / "runs" / "two")
     assert manifest["device"]["world_size"] == 2
     assert sum(manifest["training"]["rows_by_rank"]) == 16000
     assert len(manifest["training"]["rows_by_rank"]) == 2
@@ -115,7 +101,7 @@ def test_a_lost_or_stopped_container_ends_both_and_the_run_resumes(
     keys = ("data.samples=200000", "train.epochs=100")
     for how, code in ((("kill",), 74), (("stop", "--time", "120"), 75)):
         with pair(image, network, folder, *keys) as both:
-            eventually(both.training)
+            eventually(both.training, 300)
             output_of("docker", *how, both.names[1])
             [(first, _), _] = both.end(180)  # by its connection: silence would take 600
         assert first == 1  # torchrun's own; the log tells the job's
@@ -123,4 +109,4 @@ def test_a_lost_or_stopped_container_ends_both_and_the_run_resumes(
         image.run("/artifacts/termination", options=("--entrypoint", "rm"), folder=folder, user=0)
     with pair(image, network, folder, *keys) as both:
         assert both.end(600) == [(0, "/artifacts/runs/two\n"), (0, "")], both.err(0).read_text()
-    assert manifest_of(folder)["training"]["resumed"] == 2
+    assert manifest_of(folder / "runs" / "two")["training"]["resumed"] == 2
