@@ -164,6 +164,14 @@ def test_what_is_named_in_a_sentence_works(arguments: str, sandbox: Path) -> Non
     assert bash(f"python -m job {arguments}", sandbox)
 
 
+def test_every_test_that_is_named_is_there() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    there = set(re.findall(r"def (test_\w+)", code)) | {"test_data_set_0"}
+    for page in sorted(DOCS.glob("*.md")):
+        named = set(re.findall(r"\b(test_\w+)\b(?!\.py)", page.read_text()))
+        assert named <= there, f"{page.name}: {sorted(named - there)}"
+
+
 # Commands that are run elsewhere, or not everywhere. ----------------------------------------------
 
 
