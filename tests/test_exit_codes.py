@@ -23,7 +23,8 @@ from job.errors import ExitCode, ReadWriteError
 from job.publish import Space
 
 from .conftest import ROOT, SMALL, environment, run_job
-from .test_verify import edit_weights, no_bias, one_weight, rehash
+from .test_verify import edit_weights, no_bias, one_weight
+from .verify.folders import rehash
 
 Command = Callable[[Path, Path], list[str]]
 

@@ -38,7 +38,7 @@ from job.verify.published import reference_of
 from job.verify.weights import read_safetensors
 
 from .conftest import Boot, verify_in_a_worker
-from .verify.folders import rehash as rehash
+from .verify.folders import rehash
 
 CPU = torch.device("cpu")
 Array = NDArray[Any]
