@@ -38,8 +38,10 @@ def training_step(
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
         answer = network(x)
+    if bfloat16:
+        answer = answer.float()
     # The mean of no rows would be NaN.
-    mean: Tensor = loss_function(answer.float(), y) if len(x) else answer.float().sum()
+    mean: Tensor = loss_function(answer, y) if len(x) else answer.sum()
     loss = mean * weight
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in network.parameters() if p.grad is not None]

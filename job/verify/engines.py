@@ -124,7 +124,10 @@ def load_program(content: bytes) -> "torch.export.ExportedProgram":
     """The torch.export program in a .pt2 file."""
     import torch
 
-    return torch.export.load(io.BytesIO(content))
+    with warnings.catch_warnings():
+        # Before 2.12 torch warns of the bytes that it reads itself.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.export.load(io.BytesIO(content))
 
 
 def _torch_module(module: Any) -> Run:
