@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import job
 from job.config import Config
+from job.durable import write_npy
 from job.errors import JobError
 from job.model import MLP
 
@@ -55,7 +56,10 @@ class Exporter:
         formats = self.config.export.formats
         write_torchscript(self.traced, folder / "model.torchscript.pt")
         if "pt2" in formats:
-            torch.export.save(self.program, folder / "model.pt2")
+            # Into memory first: where the disk is full torch's error would be no OSError.
+            content = io.BytesIO()
+            torch.export.save(self.program, content)
+            (folder / "model.pt2").write_bytes(content.getvalue())
         write_onnx(self.onnx, folder / "model.onnx", self.config.opset, fingerprint)
         if "safetensors" in formats:
             # The library's own save_file makes a file that nobody else may read.
@@ -155,6 +159,6 @@ def write_goldens(folder: Path, golden_input: Float32, golden_output: Float32) -
     (folder / "golden").mkdir()
     (folder / "test_data_set_0").mkdir()
     for name, values in (("input", golden_input), ("output", golden_output)):
-        np.save(folder / "golden" / f"{name}.npy", values, allow_pickle=False)
+        write_npy(folder / "golden" / f"{name}.npy", values)
         tensor = onnx.numpy_helper.from_array(values, name)
         onnx.save_tensor(tensor, folder / "test_data_set_0" / f"{name}_0.pb")

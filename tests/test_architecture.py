@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "quality": {"errors", "config"},
     "train": BASE | {"data", "model", "optim", "ranks"},
     "export": BASE | {"model"},
-    "verify": {"errors", "manifest", "forkserver"},
+    "verify": {"errors", "durable", "manifest", "forkserver"},
     "report": {"errors"},
     "publish": {"errors", "log", "interrupt", "durable", "manifest"},
     "predict": {"errors", "log", "manifest", "table", "verify"},

@@ -1,5 +1,6 @@
 """Exported files: what is in them, and what is not. That they agree is job/verify's business."""
 
+import errno
 import io
 import os
 import socket
@@ -15,6 +16,7 @@ import safetensors.numpy
 import torch
 
 from job.config import Config, load_config
+from job.durable import write_npy
 from job.export import Exporter, write_goldens
 from job.model import MLP, build_model
 from job.verify import Reference, verify_files
@@ -45,6 +47,22 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_four_formats_are_written(exported: Path) -> None:
     names = {"model.onnx", "model.torchscript.pt", "model.pt2", "model.safetensors"}
     assert {path.name for path in exported.iterdir()} == names
+
+
+def test_a_disk_that_is_full_is_what_the_operating_system_says(tmp_path: Path) -> None:
+    """And no defect, nor a file without its end that nobody was told of."""
+    model = model_for("relu")
+    exporter = Exporter(model, load_config(None))
+    for name in ("model.onnx", "model.torchscript.pt", "model.pt2", "model.safetensors"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).symlink_to("/dev/full")
+        with pytest.raises(OSError, match="No space left") as caught:
+            exporter.write(model.weights(), folder, "f" * 64)
+        assert caught.value.errno == errno.ENOSPC, name
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_npy(Path("/dev/full"), ROWS)
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_only_the_formats_asked_for_are_written(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from job.durable import write_npy
 from job.errors import ExportMismatch, ReadWriteError
 from job.verify.compare import Comparison, compare
 from job.verify.diagnose import Diagnosis, diagnose
@@ -117,7 +118,7 @@ class Verification:
         text = json.dumps(self.as_json(), indent=1, allow_nan=False)
         (folder / "verification.json").write_text(text + "\n")
         if self.diagnosis:
-            np.save(folder / FAILING_INPUT, self.diagnosis.input, allow_pickle=False)
+            write_npy(folder / FAILING_INPUT, self.diagnosis.input)
 
 
 def verify_files(folder: Path, reference: Reference) -> Verification:

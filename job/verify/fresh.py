@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from job.durable import write_npy
 from job.errors import JobError
 from job.forkserver import ForkServer
 from job.verify.compare import Comparison
@@ -71,7 +72,7 @@ def save_result(verification: Verification, result: Path) -> None:
         "diagnosis": diagnosis and {k: v for k, v in vars(diagnosis).items() if k != "input"},
     }
     if diagnosis:
-        np.save(result.with_name(FAILING_INPUT), diagnosis.input, allow_pickle=False)
+        write_npy(result.with_name(FAILING_INPUT), diagnosis.input)
     result.write_text(json.dumps(found))
 
 
