@@ -21,14 +21,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from job.errors import JobError
 from job.manifest import Identity, sha256_of
-from job.publish import claim, prepare_output, publish
+from job.publish import claim, prepare_output, publish, sweep
 output, own, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 while not (output.parent / "go").exists():
     time.sleep(0.001)
 for number in range(rounds):
     run_id = f"run{number}{own}"
     try:
-        prepare_output(output, 1000)
+        prepare_output(output)
+        sweep(output)
         with claim(output, run_id, lambda _: Identity("f" * 64, "", 1), "new") as run:
             if run.published.exists():
                 print(run_id, "found")
