@@ -159,7 +159,6 @@ class Worker:
     def _look(self, seconds: float) -> bool:
         if not select.select([self._channel], [], [], seconds)[0]:
             if not self._server.alive:
-                interrupt.check()
                 raise self._server.lost()
             return False
         try:
@@ -167,11 +166,9 @@ class Worker:
         except ConnectionError:  # it has ended with a call unread: what was said of that is next
             message = self._channel.recv(_MESSAGE)
         if not message:
-            interrupt.check()  # a signal to all processes ends those that do not know of states
             raise self._server.lost()
         said = json.loads(message)
         if "status" in said:
-            interrupt.check()
             raise _ended(self._name, said["status"], "")
         if "code" in said:
             sys.stderr.write(said["traceback"])
@@ -184,7 +181,12 @@ def _packed(message: object) -> bytes:
 
 
 def _ended(who: str, status: int | str, said: str) -> JobError:
-    """What it means that a process ended, with this exit status as `subprocess` gives it."""
+    """What it means that a process ended, with this exit status as `subprocess` gives it.
+
+    Raises:
+        Interrupted: a signal has come; where it was sent to all processes, it ended that one.
+    """
+    interrupt.check()
     if status == -signal.SIGKILL:
         return OutOfMemory(f"{who} was killed, most likely for want of memory: give the job more")
     return JobError(f"{who} ended with {status}: {said or 'it said nothing'}")

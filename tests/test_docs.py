@@ -24,7 +24,7 @@ from job.cli import _parse
 from job.config import load_config
 from job.errors import ExitCode
 
-from .conftest import ROOT, SMALL, run_job
+from .conftest import ROOT, SMALL, environment, run_job
 
 DOCS = ROOT / "docs"
 PAGES = [
@@ -89,15 +89,10 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bash(script: str, folder: Path) -> str:
     """What it prints, run where `python` is this one and knows `job`."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("JOB")}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=folder,
-        env={
-            **kept,
-            "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        },
+        env=environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}"),
         capture_output=True,
         text=True,
         check=False,
