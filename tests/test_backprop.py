@@ -17,7 +17,7 @@ from job.config import load_config
 from job.data import load_data
 from job.errors import Diverged
 from job.model import ACTIVATIONS, build_model
-from job.optim import make_optimizer, update
+from job.optim import make_optimizer, updater
 from job.train import train
 from job.train.backprop import NUMBERS, ROWS, Backpropagation, why_autograd
 from job.train.step import Autograd
@@ -137,10 +137,11 @@ def test_after_1000_steps_it_is_where_autograd_is(name: str, loss: str) -> None:
             Autograd(net, function(loss), x.to(dtype), target, grad_clip=1.0, bfloat16=False)
         )
     optimizers = [optimizer(engine, name) for engine in engines]
+    updates = [updater(of) for of in optimizers]
     for step in range(1000):
         batch = np.random.default_rng(step).permutation(N)[:40]
-        for engine, of in zip(engines, optimizers, strict=True):
-            engine.step(batch, of)
+        for engine, update in zip(engines, updates, strict=True):
+            engine.step(batch, update)
     with torch.no_grad():
         mine, autograds, exact = (net.double()(x.double()) for net in nets)
     start = network(widths, "tanh").double()(x.double())
@@ -153,15 +154,19 @@ def test_after_1000_steps_it_is_where_autograd_is(name: str, loss: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_update_is_the_optimizers_step_bit_for_bit(name: str) -> None:
-    nets = [nn.Parameter(torch.linspace(-1, 1, 50)) for _ in range(2)]
+    start = torch.linspace(-1, 1, 50)
+    nets = [nn.Parameter(start.clone(), requires_grad=False) for _ in range(2)]
     config = load_config(None, ["train.schedule.name=constant", f"train.optimizer.name={name}"])
     mine, its = (make_optimizer([net], config.train.optimizer) for net in nets)
+    for net in nets:
+        net.grad = torch.zeros(50)
+    update = updater(mine)
     for step in range(5):
-        for net in nets:
-            net.grad = torch.cos(net.detach() * step)
-        for of in (mine, its):
+        for net, of in zip(nets, (mine, its), strict=True):
+            assert net.grad is not None
+            net.grad.copy_(torch.cos(net * step))
             of.param_groups[0]["lr"] = 0.01 / (1 + step)  # as a schedule does
-        update(mine, nets[0], 1.0 / (1 + step))
+        update(1.0 / (1 + step))
         its.step(partial(float, 1.0 / (1 + step)))
     assert torch.equal(*nets)
     states = [of.state_dict()["state"].get(0, {}) for of in (mine, its)]
@@ -177,7 +182,7 @@ def test_gradients_are_clipped_as_torch_does() -> None:
         Autograd(nets[1], nn.MSELoss(), x, y, grad_clip=0.05, bfloat16=False),
     ]
     for engine in engines:
-        engine.step(np.arange(N), torch.optim.SGD(engine.parameters, lr=1.0))
+        engine.step(np.arange(N), updater(torch.optim.SGD(engine.parameters, lr=1.0)))
     start = network((7, 30, 3))
     for mine, its, before in zip(*(net.parameters() for net in (*nets, start)), strict=True):
         torch.testing.assert_close(mine, its)
@@ -191,7 +196,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(value: float) -> None
     engine = Backpropagation(network((7, 30, 3)), x, y)
     before = engine.flat.detach().clone()
     with pytest.raises(Diverged, match=r"the loss is (nan|inf), "):
-        engine.step(np.arange(N), torch.optim.SGD(engine.parameters, lr=0.1))
+        engine.step(np.arange(N), updater(torch.optim.SGD(engine.parameters, lr=0.1)))
     assert torch.equal(engine.flat, before)
 
 
@@ -202,7 +207,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_is_named() ->
     engine = Backpropagation(nn.Sequential(layer), torch.tensor([[1e25]]), torch.tensor([[1e19]]))
     before = engine.flat.detach().clone()
     with pytest.raises(Diverged, match=r"the gradient of 0\.weight is not finite"):
-        engine.step(np.arange(1), torch.optim.SGD(engine.parameters, lr=0.1))
+        engine.step(np.arange(1), updater(torch.optim.SGD(engine.parameters, lr=0.1)))
     assert torch.equal(engine.flat, before)
 
 
@@ -211,7 +216,7 @@ def test_large_finite_gradients_are_not_taken_for_divergence() -> None:
     layer = nn.Linear(1, 1)
     nn.init.zeros_(layer.weight)
     engine = Backpropagation(nn.Sequential(layer), torch.tensor([[1e15]]), torch.tensor([[1e10]]))
-    engine.step(np.arange(1), torch.optim.SGD(engine.parameters, lr=1e-30))
+    engine.step(np.arange(1), updater(torch.optim.SGD(engine.parameters, lr=1e-30)))
     assert math.isinf(torch.dot(engine.gradient, engine.gradient).item())
     assert layer.weight.item() == pytest.approx(2e-5)  # lr 2 1e15 1e10
 
@@ -220,7 +225,7 @@ def test_after_release_the_weights_are_the_networks_own() -> None:
     x, y = rows((7, 30, 3), "mse")
     net = network((7, 30, 3))
     engine = Backpropagation(net, x, y)
-    engine.step(np.arange(N), torch.optim.SGD(engine.parameters, lr=0.1))
+    engine.step(np.arange(N), updater(torch.optim.SGD(engine.parameters, lr=0.1)))
     trained = [p.detach().clone() for p in net.parameters()]
     engine.release()
     engine.flat.data.zero_()

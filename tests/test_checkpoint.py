@@ -17,7 +17,7 @@ from job.config import Config, load_config
 from job.data import load_data
 from job.errors import Interrupted
 from job.model import MLP, build_model
-from job.optim import make_optimizer
+from job.optim import make_optimizer, updater
 from job.train import EpochRecord, Training, train
 from job.train.checkpoint import STATE, TENSORS, load_checkpoint, save_checkpoint
 from job.train.step import training_step
@@ -75,7 +75,7 @@ def test_an_optimizers_state_goes_on_as_if_nothing_had_happened(
     x, y = torch.randn(32, 3), torch.randn(32, 1)
 
     def step(network: nn.Sequential, of: torch.optim.Optimizer) -> None:
-        training_step(network, nn.MSELoss(), of, x, y)
+        training_step(network, nn.MSELoss(), updater(of), x, y)
 
     def new() -> tuple[nn.Sequential, torch.optim.Optimizer]:
         network = nn.Sequential(nn.Linear(3, 1))

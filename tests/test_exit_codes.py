@@ -118,7 +118,7 @@ def as_somebody_else(prepare: str) -> Command:
 
 def signalled(name: str) -> Command:
     """The command that sends itself a signal in its third training step."""
-    disturb = ("tests.wrapped", name, "job.train.backprop:update", "3")
+    disturb = ("tests.wrapped", name, "job.train.backprop:Backpropagation.step", "3")
 
     def command(published: Path, tmp: Path) -> list[str]:
         python, _, _, *arguments = train()(published, tmp)

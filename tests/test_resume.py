@@ -14,6 +14,7 @@ import pytest
 from .conftest import ROOT, children_of, environment, manifest_of, run_job, wait_until_gone
 from .test_reproducible import SAME
 
+STEP = "job.train.backprop:Backpropagation.step"
 # 7 steps an epoch, a checkpoint after each epoch.
 KEYS = ("data.samples=4000", "train.epochs=3", "train.batch_size=512", "device=cpu", "threads=1")
 
@@ -62,10 +63,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 KILLS = [
     ("job.pipeline:load_data", 1, []),
     ("job.pipeline:Artifacts", 1, []),
-    ("job.train.backprop:update", 3, []),
-    ("job.train.backprop:update", 10, [1]),  # in the middle of the second
+    (STEP, 3, []),
+    (STEP, 10, [1]),  # in the middle of the second
     ("job.train.checkpoint:move_folder", 1, [2]),  # the checkpoint is written, not renamed
-    ("job.train.backprop:update", 5, []),  # the second again
+    (STEP, 5, []),  # the second again
     ("job.pipeline:reference_of", 1, [2, 3]),
     ("job.pipeline:verify_in_fresh_process", 1, []),
     ("job.publish:write_manifest", 1, []),
@@ -92,7 +93,11 @@ def test_two_threads_give_the_same_bytes_cut_off_or_not(tmp_path: Path) -> None:
     for name in ("whole", "cut"):
         if name == "cut":
             process = disturbed(
-                "SIGKILL", "job.train.backprop:update", 10, *wide, str(tmp_path / name)
+                "SIGKILL",
+                STEP,
+                10,
+                *wide,
+                str(tmp_path / name),
             )
             process.communicate()
             assert process.returncode == -signal.SIGKILL
@@ -143,8 +148,8 @@ MOMENTS = [
     ("job.pipeline:build_model", 1),
     ("job.pipeline:Artifacts", 1),
     ("job.artifacts:reference_of", 1),
-    ("job.train.backprop:update", 1),
-    ("job.train.backprop:update", 4),
+    (STEP, 1),
+    (STEP, 4),
     ("job.train.loop:evaluate", 1),
     ("job.train.loop:save_checkpoint", 1),
     ("job.train.checkpoint:move_folder", 1),
@@ -267,7 +272,7 @@ def test_a_process_that_helps_ends_with_the_one_it_helps(tmp_path: Path) -> None
 
 
 def test_without_an_id_only_the_same_configuration_is_adopted(tmp_path: Path) -> None:
-    process = disturbed("SIGTERM", "job.train.backprop:update", 3, "--output", str(tmp_path))
+    process = disturbed("SIGTERM", STEP, 3, "--output", str(tmp_path))
     process.communicate()
     other = run_job("train", *KEYS, "seed=5", "--output", str(tmp_path))
     assert other.returncode == 0, other.stderr

@@ -45,7 +45,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed and went on when the command was repeated, and then another."""
     output = tmp_path_factory.mktemp("seed") / "out"
     options = ("seed=run", "--output", str(output))
-    process = disturbed("SIGKILL", "job.train.backprop:update", 10, *options)
+    process = disturbed("SIGKILL", "job.train.backprop:Backpropagation.step", 10, *options)
     process.communicate()
     for _ in range(2):
         done = run_job("train", *KEYS, *options)

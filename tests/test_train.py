@@ -17,7 +17,7 @@ from job.config import Config, Train, load_config
 from job.data import Dataset, Split, load_data
 from job.errors import Diverged
 from job.model import MLP, Unstandardise, build_model, with_dropout
-from job.optim import make_optimizer
+from job.optim import make_optimizer, updater
 from job.streams import Purpose, generator
 from job.train import EpochRecord, Training, evaluate, loop, train
 from job.train.loop import _shuffled
@@ -152,7 +152,7 @@ def test_sgd_takes_the_hand_worked_step() -> None:
     config = load_config(None, ["train.optimizer={name: sgd, lr: 0.1}"])
     optimizer = make_optimizer(network.parameters(), config.train.optimizer)
     loss = training_step(
-        network, nn.MSELoss(), optimizer, torch.tensor([[3.0]]), torch.tensor([[1.0]])
+        network, nn.MSELoss(), updater(optimizer), torch.tensor([[3.0]]), torch.tensor([[1.0]])
     )
     assert loss == 25.0
     assert network[0].weight.item() == pytest.approx(2 - 0.1 * 30)  # type: ignore[operator]
@@ -166,11 +166,11 @@ def test_the_layer_whose_answers_are_the_first_that_are_not_finite_is_named() ->
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     x, y = torch.tensor([[2.0]]), torch.zeros(1, 1)
     with pytest.raises(Diverged, match=r"inf, first in what layer 2 \(Linear\) answers"):
-        training_step(network, nn.MSELoss(), optimizer, x, y)
+        training_step(network, nn.MSELoss(), updater(optimizer), x, y)
     with pytest.raises(Diverged, match="while every layer's answers are finite"):
-        training_step(network, nn.MSELoss(), optimizer, torch.tensor([[1.0]]), y)
+        training_step(network, nn.MSELoss(), updater(optimizer), torch.tensor([[1.0]]), y)
     with pytest.raises(Diverged, match="a value of the rows themselves"):
-        training_step(network, nn.MSELoss(), optimizer, x * math.nan, y)
+        training_step(network, nn.MSELoss(), updater(optimizer), x * math.nan, y)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(value: float) -> None
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     x = torch.tensor([[1.0, value]])
     with pytest.raises(Diverged, match="the loss is"):
-        training_step(network, nn.MSELoss(), optimizer, x, torch.zeros(1, 1))
+        training_step(network, nn.MSELoss(), updater(optimizer), x, torch.zeros(1, 1))
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
@@ -205,7 +205,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_is_named() ->
         return nn.functional.mse_loss(Cliff.apply(answer), y)  # type: ignore[no-untyped-call]
 
     with pytest.raises(Diverged, match=r"the gradient of 0\.weight is not finite"):
-        training_step(network, loss, optimizer, torch.ones(4, 2), torch.zeros(4, 1))  # type: ignore[arg-type]
+        training_step(network, loss, updater(optimizer), torch.ones(4, 2), torch.zeros(4, 1))  # type: ignore[arg-type]
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
@@ -214,7 +214,7 @@ def test_large_finite_gradients_are_not_taken_for_divergence() -> None:
     network = nn.Sequential(nn.Linear(1, 1))
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-30)
     x = torch.full((1, 1), 1e25)
-    training_step(network, nn.L1Loss(), optimizer, x, torch.zeros(1, 1))
+    training_step(network, nn.L1Loss(), updater(optimizer), x, torch.zeros(1, 1))
 
 
 def test_divergence_names_step_and_epoch() -> None:
@@ -475,7 +475,7 @@ def test_a_gradient_is_clipped_to_the_norm_and_a_shorter_one_left_alone() -> Non
         optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
         loss: Any = lambda answer, y: answer.sum()  # noqa: E731
         x = torch.tensor([[3.0, 4.0]])
-        training_step(network, loss, optimizer, x, torch.zeros(1, 1), grad_clip=clip)
+        training_step(network, loss, updater(optimizer), x, torch.zeros(1, 1), grad_clip=clip)
         np.testing.assert_allclose(-network[0].weight.detach()[0], step, rtol=1e-5)  # type: ignore[operator]
 
 
@@ -484,7 +484,7 @@ def test_a_norm_that_overflows_is_divergence_and_not_a_gradient_of_zero() -> Non
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-30)
     x = torch.full((1, 1), 1e25)
     with pytest.raises(Diverged, match="the norm of the gradients is inf"):
-        training_step(network, nn.L1Loss(), optimizer, x, torch.zeros(1, 1), grad_clip=1.0)
+        training_step(network, nn.L1Loss(), updater(optimizer), x, torch.zeros(1, 1), grad_clip=1.0)
 
 
 def test_clipping_reaches_the_training() -> None:
@@ -635,7 +635,7 @@ def test_bfloat16_rounds_the_layers_and_not_the_loss() -> None:
     nn.init.constant_(network[0].weight, 1 + 2**-9)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     x, y = torch.ones(1, 1), torch.full((1, 1), 1 + 2**-12)
-    loss = training_step(network, nn.MSELoss(), optimizer, x, y, bfloat16=True)
+    loss = training_step(network, nn.MSELoss(), updater(optimizer), x, y, bfloat16=True)
     assert loss == 2**-24
     assert network[0].weight.item() == 1 + 2**-9  # type: ignore[operator]
 
@@ -643,7 +643,7 @@ def test_bfloat16_rounds_the_layers_and_not_the_loss() -> None:
     nn.init.zeros_(network[0].weight)  # type: ignore[arg-type]
     nn.init.zeros_(network[0].bias)  # type: ignore[arg-type]
     y = torch.zeros(1, dtype=torch.long)
-    loss = training_step(network, nn.CrossEntropyLoss(), optimizer, x, y, bfloat16=True)
+    loss = training_step(network, nn.CrossEntropyLoss(), updater(optimizer), x, y, bfloat16=True)
     assert loss == pytest.approx(math.log(2), rel=1e-6)
 
 

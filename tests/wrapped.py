@@ -1,10 +1,12 @@
 """`python -m tests.wrapped ACTION MOMENT NTH ARGUMENTS...`: the real command, disturbed once.
 
-MOMENT is `module:function`, or `import:module`. When it is reached for the NTH time, ACTION is done
-to the process: the name of a signal, which it sends to itself, or `hold`, which says so on stderr
-and then waits in a library call that no first signal ends. There is no hook for it in the job.
+MOMENT is `module:function`, `module:Class.method` or `import:module`. When it is reached for the
+NTH time, ACTION is done to the process: the name of a signal, which it sends to itself, or `hold`,
+which says so on stderr and then waits in a library call that no first signal ends. There is no hook
+for it in the job.
 """
 
+import functools
 import importlib
 import importlib.abc
 import os
@@ -52,7 +54,8 @@ def act(action: str) -> None:
 
 
 def wrap(module: str, name: str, disturb: Callable[[], None]) -> None:
-    there = importlib.import_module(module)
+    *path, name = name.split(".")
+    there = functools.reduce(getattr, path, importlib.import_module(module))
     real = getattr(there, name)
 
     def wrapped(*arguments: Any, **keywords: Any) -> Any:

@@ -20,7 +20,7 @@ from job.data import Dataset
 from job.errors import Diverged
 from job.log import event, progress
 from job.model import MLP, with_dropout
-from job.optim import make_optimizer
+from job.optim import make_optimizer, updater
 from job.ranks import Ranks
 from job.streams import Purpose, generator, seed_of
 from job.train.backprop import Backpropagation, why_autograd
@@ -135,6 +135,7 @@ class Trainer:
             say_if_tf32_is_float32(device)
         self.saver = Saver(checkpoints, config.train.checkpoint, model, self.optimizer, ranks)
         self.training = self.saver.training
+        self.update = updater(self.optimizer)
         full, rest = divmod(self.rows, config.train.batch_size)
         share = full * config.train.batch_size // ranks.size
         self.training.rows_by_rank = [share + rows for rows in ranks.shares(rest)]
@@ -177,7 +178,7 @@ class Trainer:
             shown["loss"] = f"{last.training_loss:.4g}"
             shown["validation"] = f"{last.validation_loss:.4g}"
         advance(0, **shown)
-        with step_arithmetic(tf32=self.tf32):
+        with step_arithmetic(tf32=self.tf32), self.engine.mode():
             self._rest_of_epoch(epoch, advance, on_step)
         metrics = self.ranks.from_first(
             lambda: evaluate(self.model, self.validation, self.config.train, self.device)
@@ -263,7 +264,7 @@ class Trainer:
         if self.config.model.dropout > 0:  # torch.nn.Dropout draws from torch's own generator
             mask = step * self.ranks.size + self.ranks.rank
             torch.manual_seed(seed_of(self.config.seed_number, Purpose.DROPOUT, mask))
-        return self.engine.step(rows, self.optimizer)
+        return self.engine.step(rows, self.update)
 
 
 def _shuffled(n: int, size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:

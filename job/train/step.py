@@ -4,6 +4,7 @@ Shapes: B rows of a batch, F features, O outputs; all standardised.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from job.ranks import Ranks
 def training_step(
     network: nn.Sequential,
     loss_function: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    update: Callable[[float], object],
     x: Tensor,
     y: Tensor,
     *,
@@ -26,7 +27,7 @@ def training_step(
     ranks: Ranks | None = None,
     weight: float = 1.0,
 ) -> float:
-    """Forward, backward, update on x (B, F), y (B, O); the mean loss over the batch.
+    """Forward, backward, `update` on x (B, F), y (B, O); the mean loss over the batch.
 
     `grad_clip` is the norm to which the gradients are clipped, all together; `bfloat16` lets
     torch.autocast compute the layers in it, from float32 weights. Of several `ranks` each gives
@@ -35,7 +36,7 @@ def training_step(
     Raises:
         Diverged: the loss or a gradient is not finite; the weights are as before.
     """
-    optimizer.zero_grad(set_to_none=True)
+    network.zero_grad()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
         answer = network(x)
     if bfloat16:
@@ -49,12 +50,14 @@ def training_step(
     require_finite(value, network, x)
     if grad_clip is not None:
         clip(network, grad_clip)
-    optimizer.step(lambda: value)  # a closure is how torch tells an optimizer the loss; AdamZ asks
+    update(value)
     return value
 
 
 class Autograd:
     """Steps of a network on standardised rows x (N, F) and targets y, which lie on its device."""
+
+    mode = torch.enable_grad
 
     def __init__(
         self,
@@ -78,14 +81,14 @@ class Autograd:
         """What an optimizer updates."""
         return list(self.network.parameters())
 
-    def step(self, rows: NDArray[np.int64], optimizer: torch.optim.Optimizer) -> float:
+    def step(self, rows: NDArray[np.int64], update: Callable[[float], object]) -> float:
         """`training_step` on this process's share of the rows of these numbers (B,)."""
         share = self.ranks.share(rows)
         numbers = torch.from_numpy(share).to(self.x.device)
         return training_step(
             self.network,
             self.loss_function,
-            optimizer,
+            update,
             self.x[numbers],
             self.y[numbers],
             grad_clip=self.grad_clip,
