@@ -4,8 +4,10 @@ import io
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,24 +27,25 @@ def write_npy(path: Path, values: "NDArray[Any]") -> None:
     path.write_bytes(content.getvalue())
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replaces `path` by a file with `content`: through a temporary name, fsynced before and after.
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file beside `path`, which takes its place at the end: no half file is ever seen.
+
+    Its content is on the disk by then; for its name to be there too, the folder must be fsynced.
 
     Raises:
-        OSError: what was there before is untouched, or, if only the last fsync failed, `content`
-            is there.
+        OSError: what was there before is untouched, as it is where anything else is raised within.
     """
     temporary = _beside(path)
     try:
         with open(temporary, "xb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync(path.parent)
 
 
 def move_folder(source: Path, target: Path) -> None:
@@ -51,7 +54,9 @@ def move_folder(source: Path, target: Path) -> None:
     Raises:
         OSError: `target` is there, or the disk failed; then `target` is as it was.
     """
-    fsync_tree(source)
+    for path in sorted(source.rglob("*"), reverse=True):
+        fsync(path)
+    fsync(source)
     os.rename(source, target)
     fsync(target.parent)
 
@@ -68,12 +73,6 @@ def remove_folder(folder: Path) -> None:
     except FileNotFoundError:
         return
     shutil.rmtree(gone, ignore_errors=True)
-
-
-def fsync_tree(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        fsync(path)
-    fsync(folder)
 
 
 def fsync(path: Path) -> None:

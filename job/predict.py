@@ -6,8 +6,6 @@ Shapes: N rows, F features, O outputs; K classes.
 import contextlib
 import csv
 import io
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from job.durable import replacing
 from job.errors import DataError, OutputError, UsageError
 from job.log import event, progress
 from job.manifest import published_bytes, read_manifest
@@ -65,9 +64,11 @@ def predict_file(folder: Path, source: Path, target: Path) -> int:
             f"{shown(names)}"
         )
     run = load_onnx(published_bytes(folder, manifest, "model.onnx"))
+    if target.is_dir() or not target.parent.is_dir():
+        raise OutputError(f"{target} cannot be created: its folder is missing, or it is a folder")
     count = 0
     with (
-        _replaced(target) as file,
+        replacing(target) as file,
         _WRITERS[source.suffix](file, table, added) as write,
         progress(table.rows, "rows") as advance,
     ):
@@ -162,28 +163,3 @@ def _parquet(file: IO[bytes], table: Table, added: _Added) -> Iterator[Writer]:
 
 
 _WRITERS = {".npy": _npy, ".csv": _csv, ".parquet": _parquet}
-
-
-@contextlib.contextmanager
-def _replaced(target: Path) -> Iterator[IO[bytes]]:
-    """A new file beside the target, which takes its place at the end: no half file is ever seen."""
-    if target.is_dir() or not target.parent.is_dir():
-        raise OutputError(f"{target} cannot be created: its folder is missing, or it is a folder")
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    """mkstemp gives 0600; the answers should have the rights of any new file."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

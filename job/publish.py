@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from job import interrupt
-from job.durable import fsync, move_folder, remove_folder, write_file
+from job.durable import fsync, move_folder, remove_folder, replacing
 from job.errors import (
     ConfigError,
     DataError,
@@ -180,7 +180,9 @@ def _begin(run: Run, identity: Identity) -> int:
     run.staging.mkdir(parents=True)
     attempts = state.get("attempts", 0)
     entry = {**asdict(identity), "attempts": attempts + 1}
-    write_file(run.work / STATE, json.dumps(entry).encode())
+    with replacing(run.work / STATE) as file:
+        file.write(json.dumps(entry).encode())
+    fsync(run.work)
     return int(attempts)
 
 

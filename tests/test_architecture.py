@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "verify": {"errors", "durable", "manifest", "forkserver"},
     "report": {"errors"},
     "publish": {"errors", "log", "interrupt", "durable", "manifest"},
-    "predict": {"errors", "log", "manifest", "table", "verify"},
+    "predict": {"errors", "log", "durable", "manifest", "table", "verify"},
     "doctor": {"errors", "config", "device", "identity", "publish"},
     "export_worker": {"errors", "config", "model", "export", "verify"},
     "record": None,  # all of the above
