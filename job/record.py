@@ -16,7 +16,7 @@ from job.identity import versions
 from job.log import WARNING, event
 from job.model import MLP
 from job.publish import Run
-from job.report import render_report
+from job.report.page import render_report
 from job.train import EpochRecord, Metrics, Training, predict
 from job.verify import Reference, Verification
 
@@ -212,7 +212,6 @@ def write_report(
         headline="Verified",
         good=True,
         sentence=_sentence(config, facts),
-        run_id=facts["run_id"],
         facts={
             "run": facts["run_id"],
             "created": facts["created"],
@@ -247,7 +246,6 @@ def write_failure(run: Run, config: Config, device: Device, verdict: Verdict) ->
     page = render_report(
         headline=f"{verdict.code.name} ({verdict.code:d}): nothing was published",
         sentence=str(verdict),
-        run_id=run.id,
         facts={
             "run": run.id,
             "model": _model(config),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from job.report import render_report
+from job.report.page import render_report
 
 from .examples.browser import FLAGS, Page, chromium
 
@@ -51,7 +51,6 @@ def page(**changes: Any) -> str:
     values: dict[str, Any] = {
         "headline": "Verified",
         "sentence": "All agree.",
-        "run_id": "one",
         "facts": {"run": "one"},
         "epochs": EPOCHS,
         "loss": "mse",
@@ -120,12 +119,12 @@ def test_the_published_page_needs_nothing_from_elsewhere(published: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "place", ["headline", "sentence", "run_id", "facts", "faults", "target", "classes", "files"]
+    "place", ["headline", "sentence", "facts", "faults", "target", "classes", "files"]
 )
 def test_every_value_is_escaped(place: str) -> None:
     bomb = "</title></code><script>alert(1)</script>"
     changes: dict[str, Any] = {
-        "facts": {"facts": {bomb: bomb}},
+        "facts": {"facts": {"run": bomb, bomb: bomb}},
         "faults": {"verification": VERIFICATION | {"faults": [bomb]}},
         "target": {"signature": SIGNATURE | {"outputs": [{"targets": [bomb]}]}},
         "classes": {
@@ -169,7 +168,7 @@ def test_a_failed_comparison_comes_first() -> None:
 
 
 def test_a_run_that_got_nowhere_has_a_page_too() -> None:
-    text = render_report(headline="CONFIG", sentence="No.", run_id="one", facts={})
+    text = render_report(headline="CONFIG", sentence="No.", facts={"run": "one"})
     assert "<svg" not in text
     assert "Verification" not in text
 

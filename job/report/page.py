@@ -23,7 +23,6 @@ def render_report(
     *,
     headline: str,
     sentence: str,
-    run_id: str,
     facts: Mapping[str, object],
     good: bool = False,
     epochs: Sequence[Mapping[str, Any]] = (),
@@ -40,46 +39,36 @@ def render_report(
 ) -> str:
     """The page as HTML, every value escaped.
 
-    `epochs` are the lines of metrics.jsonl, `loss` the metric that the training minimised, `floor`
-    each metric's best reachable value; `signature` and `files` are the manifest's; `targets` and
-    `answers` (N, O) those of some test rows, `example` one row with its answer; `verification` what
+    `facts` are what is listed of the run, `run`, its id, among them; `epochs` are the lines of
+    metrics.jsonl, `loss` the metric that the training minimised, `floor` each metric's best
+    reachable value; `signature` and `files` are the manifest's; `targets` and `answers` (N, O)
+    those of some test rows, `example` one row with its answer; `verification` what
     verification.json holds; `stages` the seconds of each.
     """
     floor = floor or {}
     drawn: list[tuple[str, str, str]] = []
     confusion = None
     if epochs:
-        drawn.append(
-            (
-                "Loss by epoch",
-                figures.loss_by_epoch(epochs, floor.get(loss) if loss else None, loss),
-                "As it is minimised; the training's is the mean over the epoch, while it falls."
-                + (
-                    " No model can be better than the noise floor, but by memorising."
-                    if loss in floor
-                    else ""
-                ),
-            )
-        )
+        best = floor.get(loss) if loss else None
+        caption = "As it is minimised; the training's is the mean over the epoch, while it falls."
+        if best is not None:
+            caption += " No model can be better than the noise floor, but by memorising."
+        drawn.append(("Loss by epoch", figures.loss_by_epoch(epochs, best, loss), caption))
     if signature and targets is not None and answers is not None:
         if signature["task"] == "classification":
             confusion = _confusion(signature["outputs"][0]["classes"], targets[:, 0], answers)
         else:
             drawn += _of_numbers(signature["outputs"][0]["targets"], targets, answers)
     if verification and (svg := figures.share_of_bound(verification["comparisons"])):
-        drawn.append(
-            (
-                "Errors against their bound",
-                svg,
-                "The largest error of each engine on each input, as a share of what float32 "
-                "arithmetic may be off by there; 100 % is the limit, the scale is logarithmic. "
-                f"At its left end are errors below {100 * figures.LEAST:g} %, 0 among them.",
-            )
+        caption = (
+            "The largest error of each engine on each input, as a share of what float32 "
+            "arithmetic may be off by there; 100 % is the limit, the scale is logarithmic. "
+            f"At its left end are errors below {100 * figures.LEAST:g} %, 0 among them."
         )
+        drawn.append(("Errors against their bound", svg, caption))
     if stages:
-        drawn.append(
-            ("Stages", figures.timeline(stages), "Seconds from the start up to this page.")
-        )
+        caption = "Seconds from the start up to this page."
+        drawn.append(("Stages", figures.timeline(stages), caption))
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
@@ -87,7 +76,6 @@ def render_report(
         headline=headline,
         sentence=sentence,
         good=good,
-        run_id=run_id,
         facts=facts,
         figures=[{"title": t, "svg": Markup(svg), "caption": c} for t, svg, c in drawn],
         metrics=metrics,
