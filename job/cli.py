@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -19,6 +19,7 @@ from job import interrupt, log
 from job.errors import (
     ConfigError,
     ExitCode,
+    ExportMismatch,
     Interrupted,
     JobError,
     ProcessLost,
@@ -81,19 +82,13 @@ def _fail(error: JobError, started: float) -> int:
         reason = f"{len(error.faults)} faults in the configuration, the first: {error.faults[0]}"
     # torchrun also interrupts the processes that did not fail.
     told_since = started if isinstance(error, ProcessLost | Interrupted) else None
-    return _end(error.code, error.code.name, reason, unless_told_since=told_since)
+    return _end(error.code, reason, told_since)
 
 
-def _end(
-    code: int,
-    name: str,
-    reason: str,
-    level: int = log.CRITICAL,
-    *,
-    unless_told_since: float | None = None,
-) -> int:
+def _end(code: ExitCode, reason: str, unless_told_since: float | None = None) -> int:
     """States code and reason on stderr's last line and in the termination log."""
     reason = " ".join(reason.split())
+    name, level = code.name, log.CRITICAL if code else log.INFO
     log.event("end", f"{name} ({code}): {reason}", level=level, code=int(code), name=name)
     _write_termination_log(code, name, reason, unless_told_since=unless_told_since)
     return code
@@ -183,37 +178,33 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"job {job.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
-    train = commands.add_parser(
-        "train",
-        parents=[common, configured],
-        help="train, export, verify and publish (the default)",
-    )
+    def command(
+        name: str, run: Callable[[argparse.Namespace], str], does: str, *parents: _Parser
+    ) -> _Parser:
+        found = commands.add_parser(name, parents=[common, *parents], help=does)
+        found.set_defaults(run=run)
+        return found
+
+    train = command("train", _train, "train, export, verify and publish (the default)", configured)
     train.add_argument("--output", metavar="DIR", help="the output folder (output.dir)")
     train.add_argument(
         "--run-id", metavar="ID", help="the run's name; running a published id again exits 0"
     )
-    train.set_defaults(run=_train)
 
-    check = commands.add_parser(
-        "check", parents=[common, configured], help="validate the configuration and print it"
-    )
+    check = command("check", _check, "validate the configuration and print it", configured)
     check.add_argument(
         "--preflight", action="store_true", help="also export and verify the untrained model"
     )
-    check.set_defaults(run=_check)
 
-    verify = commands.add_parser("verify", parents=[common], help="verify a published folder again")
+    verify = command("verify", _verify, "verify a published folder again")
     verify.add_argument("folder", metavar="DIR", help="a published run: artifacts/latest for one")
     verify.add_argument(
         "--self-test",
         action="store_true",
         help="then verify the verifier: make wrong exports of this model and see them refused",
     )
-    verify.set_defaults(run=_verify)
 
-    predict = commands.add_parser(
-        "predict", parents=[common], help="run the published ONNX model on the rows of a file"
-    )
+    predict = command("predict", _predict, "run the published ONNX model on the rows of a file")
     predict.add_argument("folder", metavar="DIR", help="a published run: artifacts/latest for one")
     predict.add_argument(
         "--input", metavar="FILE", required=True, help="rows: .csv, .parquet, .npy"
@@ -221,18 +212,11 @@ def _parser() -> _Parser:
     predict.add_argument(
         "--output", metavar="FILE", required=True, help="answers, of the same kind"
     )
-    predict.set_defaults(run=_predict)
 
-    doctor = commands.add_parser(
-        "doctor", parents=[common, configured], help="say what this machine or container offers"
-    )
+    doctor = command("doctor", _doctor, "say what this machine or container offers", configured)
     doctor.add_argument("--output", metavar="DIR", help="the output folder (output.dir)")
-    doctor.set_defaults(run=_doctor)
 
-    schema = commands.add_parser(
-        "schema", parents=[common], help="print the JSON Schema of job.yaml"
-    )
-    schema.set_defaults(run=_schema)
+    command("schema", _schema, "print the JSON Schema of job.yaml")
     return parser
 
 
@@ -269,7 +253,7 @@ def _train(options: argparse.Namespace) -> str:
 
         clock.stages["import"] = time.time() - options.started
         published = run_job(config, run_id, clock, server, ranks)
-    _end(ExitCode.OK, ExitCode.OK.name, f"{published} is published and verified", log.INFO)
+    _end(ExitCode.OK, f"{published} is published and verified")
     return str(published)
 
 
@@ -303,7 +287,6 @@ def _check(options: argparse.Namespace) -> str:
 
 
 def _verify(options: argparse.Namespace) -> str:
-    from job.errors import ExportMismatch
     from job.verify import verify_published
 
     folder = Path(options.folder)
@@ -325,12 +308,11 @@ def _verify(options: argparse.Namespace) -> str:
     )
     if options.self_test:
         _self_test(folder)
-    _end(ExitCode.OK, ExitCode.OK.name, f"{folder} is verified", log.INFO)
+    _end(ExitCode.OK, f"{folder} is verified")
     return str(folder)
 
 
 def _self_test(folder: Path) -> None:
-    from job.errors import ExportMismatch
     from job.verify.judgement import score
     from job.verify.selftest import self_test
 
@@ -350,7 +332,7 @@ def _predict(options: argparse.Namespace) -> str:
     from job.predict import predict_file
 
     rows = predict_file(Path(options.folder), Path(options.input), Path(options.output))
-    _end(ExitCode.OK, ExitCode.OK.name, f"{rows} rows answered in {options.output}", log.INFO)
+    _end(ExitCode.OK, f"{rows} rows answered in {options.output}")
     return str(options.output)
 
 
