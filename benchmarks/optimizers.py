@@ -20,7 +20,8 @@ from typing import Any, get_args
 
 import torch
 
-from job.config import SGD, Adam, AdamW, AdamX, AdamZ, Data, load_config
+from job.config import Data, load_config
+from job.config.schema import SGD, Adam, AdamW, AdamX, AdamZ
 from job.data import load_data
 from job.device import choose_device, cpu_name, memory_limit, prepare_torch
 from job.errors import Diverged

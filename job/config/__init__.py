@@ -3,12 +3,7 @@
 from job.config.load import load_config, to_yaml
 from job.config.schema import (
     MIN_TEST_ROWS,
-    SGD,
     SPLITS,
-    Adam,
-    AdamW,
-    AdamX,
-    AdamZ,
     Checkpoint,
     Config,
     Data,
@@ -21,12 +16,7 @@ from job.config.schema import (
 
 __all__ = [
     "MIN_TEST_ROWS",
-    "SGD",
     "SPLITS",
-    "Adam",
-    "AdamW",
-    "AdamX",
-    "AdamZ",
     "Checkpoint",
     "Config",
     "Data",

@@ -10,7 +10,8 @@ import pytest
 from torch import nn
 
 from job import optim
-from job.config import AdamX, AdamZ, load_config
+from job.config import load_config
+from job.config.schema import AdamX, AdamZ
 from job.errors import ConfigError
 from job.optim import make_optimizer
 from tests.conftest import SMALL, run_job
