@@ -268,7 +268,7 @@ def _run_id(flag: str | None) -> str | None:
     try:
         return check_run_id(from_environment)
     except UsageError as error:
-        raise ConfigError([f"environment JOB_RUN_ID: {error}"]) from None
+        raise ConfigError(f"environment JOB_RUN_ID: {error}") from None
 
 
 def _check(options: argparse.Namespace) -> str:

@@ -50,7 +50,7 @@ def choose_device(config: Config, ranks: Ranks | None = None) -> Device:
     ranks = ranks or Ranks()
     if ":" in config.device and ranks.local_size > 1:
         raise ConfigError(
-            [f"device: {config.device} is one device for {ranks.local_size} processes; say cuda"]
+            f"device: {config.device} is one device for {ranks.local_size} processes; say cuda"
         )
     threads = (*choose_threads(config, ranks.local_size), ranks)
     if config.device == "cpu":

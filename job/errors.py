@@ -117,8 +117,8 @@ class ConfigError(JobError):
 
     code = ExitCode.CONFIG
 
-    def __init__(self, faults: list[str]) -> None:
-        self.faults = faults
+    def __init__(self, *faults: str) -> None:
+        self.faults = list(faults)
         super().__init__("\n".join(faults))
 
 
@@ -168,6 +168,4 @@ def error_of(code: int, message: str) -> JobError:
     kinds: list[type[JobError]] = [JobError]
     for kind in kinds:
         kinds += kind.__subclasses__()
-    if code == ExitCode.CONFIG:
-        return ConfigError([message])
     return next((kind for kind in kinds if kind.code == code), JobError)(message)

@@ -170,10 +170,8 @@ def _begin(run: Run, identity: Identity) -> int:
         )
     elif state["fingerprint"] != identity.fingerprint:
         raise ConfigError(
-            [
-                f"run id {run.id} was begun with another configuration, version or device; choose "
-                f"another --run-id, or remove {run.work} to give up what it has done"
-            ]
+            f"run id {run.id} was begun with another configuration, version or device; choose "
+            f"another --run-id, or remove {run.work} to give up what it has done"
         )
     for left in run.work.glob("attempt-*"):
         remove_folder(left)
@@ -220,10 +218,8 @@ def require_same(run: Run, fingerprint: str) -> None:
         raise DataError(str(error)) from None
     if manifest["fingerprint"] != fingerprint:
         raise ConfigError(
-            [
-                f"run id {run.id} is published already, from another configuration, version or "
-                f"device; choose another --run-id"
-            ]
+            f"run id {run.id} is published already, from another configuration, version or "
+            f"device; choose another --run-id"
         )
     _move_latest(run)
 

@@ -59,11 +59,9 @@ class Ranks:
         if batch_size % self.size:
             near = batch_size - batch_size % self.size or self.size
             raise ConfigError(
-                [
-                    f"train.batch_size: must be a multiple of the {self.size} processes that "
-                    f"torchrun started, over which a batch is divided; got {batch_size}, "
-                    f"{near} would do"
-                ]
+                f"train.batch_size: must be a multiple of the {self.size} processes that "
+                f"torchrun started, over which a batch is divided; got {batch_size}, "
+                f"{near} would do"
             )
 
     def share(self, rows: "NDArray[np.int64]") -> "NDArray[np.int64]":
@@ -156,11 +154,11 @@ def ranks_of(environment: Mapping[str, str]) -> Ranks:
     said = {name: environment.get(name, "") for name in names}
     if not all(value.isdecimal() for value in said.values()):
         raise ConfigError(
-            [f"environment: torchrun sets {', '.join(names)}, all of them numbers; found {said}"]
+            f"environment: torchrun sets {', '.join(names)}, all of them numbers; found {said}"
         )
     rank, size, local_rank, local_size = map(int, said.values())
     if not (rank < size and local_rank < local_size <= size):
-        raise ConfigError([f"environment: {said} are not of one group of processes"])
+        raise ConfigError(f"environment: {said} are not of one group of processes")
     return Ranks(rank, size, local_rank, local_size)
 
 

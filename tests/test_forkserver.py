@@ -40,7 +40,7 @@ class Probe:
         raise ExportMismatch("they differ")
 
     def misconfigure(self) -> None:
-        raise ConfigError(["one", "two"])
+        raise ConfigError("one", "two")
 
     def fail(self) -> None:
         raise ZeroDivisionError("odd")

@@ -49,13 +49,13 @@ def load_config(
         key, _, text = override.partition("=")
         source.override(key, text, "command line")
     if source.unreadable:
-        raise ConfigError(source.faults)
+        raise ConfigError(*source.faults)
     try:
         config = Config.model_validate(source.tree)
     except ValidationError as error:
-        raise ConfigError(source.faults + source.explain(error)) from None
+        raise ConfigError(*source.faults, *source.explain(error)) from None
     if source.faults:
-        raise ConfigError(source.faults)
+        raise ConfigError(*source.faults)
     return config
 
 

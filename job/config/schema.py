@@ -658,7 +658,7 @@ class Config(Section):
             return
         faults = _faults_of_rows(self.train, training_rows, classes)
         if texts := [f"train.{key}: {message}" for key, message in faults]:
-            raise ConfigError(texts)
+            raise ConfigError(*texts)
 
     def with_sha256(self, sha256: str) -> Self:
         """With the content that the data file must have."""
