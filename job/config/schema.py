@@ -43,6 +43,7 @@ METRICS: dict[Task, tuple[str, ...]] = {
 }
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
+Size = Annotated[int, Field(ge=1, le=65_536)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -98,7 +99,7 @@ _MIN_FEATURES = {"friedman1": 5, "friedman2": 4, "friedman3": 4, "xor": 2}
 class Teacher(Section):
     """The random network that the kind `teacher` takes its targets from."""
 
-    width: Annotated[int, Field(ge=1, le=65_536)] = 32
+    width: Size = 32
     """Hidden units."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides its weights, whatever the job's own seed."""
@@ -120,10 +121,10 @@ class Data(Section):
     classes as train.loss says."""
     samples: Annotated[int, Field(ge=100, le=2**40)] = 2_000_000
     """Rows over all three splits. Not of a file."""
-    features: Annotated[int, Field(ge=1, le=65_536)] = 10
+    features: Size = 10
     """Columns of x; friedman1 uses the first 5, friedman2 and friedman3 the first 4, xor the first
     2, the others are distractors. Not of a file."""
-    outputs: Annotated[int, Field(ge=1, le=65_536)] = 1
+    outputs: Size = 1
     """Columns of y, each with its own truth; more than 1 for noise, linear and teacher."""
     noise: Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)] = 1.0
     """Standard deviation of the irreducible noise in y, so that noise^2 is the best MSE; for
@@ -240,9 +241,7 @@ class Data(Section):
 class Model(Section):
     """The multi-layer perceptron."""
 
-    hidden: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(max_length=64, strict=False)
-    ] = (100,)
+    hidden: Annotated[tuple[Size, ...], Field(max_length=64, strict=False)] = (100,)
     """Width of each hidden layer; [] is a linear model."""
     activation: Literal["relu", "leaky_relu", "gelu", "silu", "tanh"] = "relu"
     """The function after each hidden layer."""
@@ -250,44 +249,40 @@ class Model(Section):
     """Share of each hidden layer's values that a training step sets to 0 (torch.nn.Dropout)."""
 
 
-class Adam(Section):
-    """Adam (torch.optim.Adam)."""
+class _AdamLike(Section):
+    """What Adam and its kin have in common."""
 
-    name: Literal["adam"] = "adam"
+    name: str
     lr: Rate = 0.01
     """Learning rate at the schedule's peak."""
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
     """Decay of the running means of the gradient and of its square."""
     eps: NonNegative = 1e-8
     """Added to the denominator."""
+
+
+class Adam(_AdamLike):
+    """Adam (torch.optim.Adam)."""
+
+    name: Literal["adam"] = "adam"
     weight_decay: NonNegative = 0.0
     """L2 penalty, added to the gradient."""
 
 
-class AdamW(Section):
+class AdamW(_AdamLike):
     """Adam with decoupled weight decay (torch.optim.AdamW)."""
 
     name: Literal["adamw"]
-    lr: Rate = 0.01
-    """Learning rate at the schedule's peak."""
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
-    """Decay of the running means of the gradient and of its square."""
-    eps: NonNegative = 1e-8
-    """Added to the denominator."""
     weight_decay: NonNegative = 0.01
     """Shrinks the weights by lr * weight_decay a step."""
 
 
-class AdamX(Section):
+class AdamX(_AdamLike):
     """AdamX of Phuong and Phong (2019), Algorithm 2 (job.optim.AdamX)."""
 
     name: Literal["adamx"]
     lr: Rate = 1e-3
     """Learning rate at the schedule's peak; the first steps are 3 to 7 times as long."""
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
-    """Decay of the running means of the gradient and of its square."""
-    eps: NonNegative = 1e-8
-    """Added to the denominator."""
     beta1_decay: Annotated[float, Field(gt=0, le=1)] = 0.999
     """What the exponential schedule multiplies beta 1 by at each step; 1 keeps it constant."""
     beta1_schedule: Literal["exponential", "harmonic"] = "exponential"
@@ -296,7 +291,7 @@ class AdamX(Section):
     """Shrinks the weights by lr * weight_decay a step."""
 
 
-class AdamZ(Section):
+class AdamZ(_AdamLike):
     """AdamZ of Zaznov et al. (2024): Adam whose learning rate follows the loss (job.optim.AdamZ).
 
     Needs train.schedule.name constant.
@@ -305,10 +300,6 @@ class AdamZ(Section):
     name: Literal["adamz"]
     lr: Rate = 0.01
     """Learning rate of the first step, from min_lr to max_lr."""
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
-    """Decay of the running means of the gradient and of its square."""
-    eps: NonNegative = 1e-8
-    """Added to the denominator."""
     overshoot_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Multiplies lr where the loss is the highest of the last `patience`."""
     stagnation_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.2
@@ -563,7 +554,7 @@ class Verify(Section):
     """How the exported files are compared with the trained model."""
 
     batches: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=65_536)], ...],
+        tuple[Size, ...],
         Field(min_length=1, max_length=100, strict=False),
     ] = (1, 2, 3, 7, 64, 257)
     """Batch sizes that every file is run with."""
