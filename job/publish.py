@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from job import interrupt
 from job.durable import fsync, move_folder, remove_folder, replacing
@@ -39,8 +38,6 @@ from job.errors import (
 )
 from job.log import WARNING, event
 from job.manifest import CONTRACT, MANIFEST, Identity, file_entries, read_manifest, write_manifest
-
-T = TypeVar("T")
 
 # How long a run waits for another that works under the same id.
 WAIT_SECONDS = 60.0
@@ -186,12 +183,10 @@ def _begin(run: Run, identity: Identity) -> int:
 
 def _state(folder: Path) -> dict[str, Any]:
     """What is known of an unfinished run; nothing where it cannot be read."""
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         state = json.loads((folder / STATE).read_bytes())
         if isinstance(state["fingerprint"], str) and isinstance(state["attempts"], int):
             return dict(state)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     return {}
 
 
@@ -311,17 +306,23 @@ def prepare_output(output: Path) -> None:
             f"{latest} is no link, and so cannot be made to name another run; move it away"
         )
     work = output / "work"
-    for folder in (output / "runs", work / "runs", work / "locks"):
-        _try("make a folder", partial(folder.mkdir, parents=True, exist_ok=True), output)
-    probe = _try(
-        "make a folder", lambda: Path(tempfile.mkdtemp(dir=work, prefix=".probe-")), output
-    )
+    with _trying("make a folder", output):
+        for folder in (output / "runs", work / "runs", work / "locks"):
+            folder.mkdir(parents=True, exist_ok=True)
+        probe = Path(tempfile.mkdtemp(dir=work, prefix=".probe-"))
     try:
-        _try("write and fsync a file", lambda: _write_and_sync(probe / "file"), output)
-        _try("fsync a folder", lambda: fsync(probe), output)
-        _try("make a symbolic link", lambda: os.symlink("file", probe / "link"), output)
-        _try("rename over a link", lambda: os.replace(probe / "file", probe / "link"), output)
-        _try("lock a file", lambda: _lock_once(probe / "lock"), output)
+        with _trying("write and fsync a file", output), open(probe / "file", "wb") as file:
+            file.write(b"probe")
+            file.flush()
+            os.fsync(file.fileno())
+        with _trying("fsync a folder", output):
+            fsync(probe)
+        with _trying("make a symbolic link", output):
+            os.symlink("file", probe / "link")
+        with _trying("rename over a link", output):
+            os.replace(probe / "file", probe / "link")
+        with _trying("lock a file", output), open(probe / "lock", "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         shutil.rmtree(probe, ignore_errors=True)
 
@@ -347,9 +348,10 @@ def _mounts() -> list[Path]:
     return [Path(field) for field in fields if field != "/"]
 
 
-def _try(operation: str, act: Callable[[], T], output: Path) -> T:
+@contextmanager
+def _trying(operation: str, output: Path) -> Iterator[None]:
     try:
-        return act()
+        yield
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM):
             kind: type[JobError] = NoPermission
@@ -361,18 +363,6 @@ def _try(operation: str, act: Callable[[], T], output: Path) -> T:
             f"the output folder {output} cannot be used: to {operation} there failed "
             f"({error.strerror}); give a writable local folder with output.dir"
         ) from None
-
-
-def _write_and_sync(path: Path) -> None:
-    with open(path, "wb") as file:
-        file.write(b"probe")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _lock_once(path: Path) -> None:
-    with open(path, "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def sweep(output: Path) -> None:
@@ -415,13 +405,11 @@ def _lock(path: Path, what: str) -> Iterator[None]:
 
 def _try_lock(path: Path) -> int | None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
+    with contextlib.suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Whoever held it before may have removed the file: then this locks nothing that others see.
         if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
             return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
     os.close(descriptor)
     return None
 
@@ -474,10 +462,8 @@ def _remove_old(run: Run, keep: int) -> None:
 
 def _created(folder: Path) -> datetime | None:
     """When a published run was made, or None if this is not one of ours."""
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         manifest = json.loads((folder / MANIFEST).read_bytes())
         if manifest["contract"] == CONTRACT:
             return datetime.fromisoformat(manifest["created"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     return None
