@@ -248,7 +248,7 @@ class Trainer:
             advance(len(rows))
             if self.saver.due:
                 training.seconds += time.perf_counter() - stopwatch
-                self.saver.within_epoch()
+                self.saver.save()
                 stopwatch = time.perf_counter()
         training.seconds += time.perf_counter() - stopwatch
 
@@ -302,31 +302,22 @@ class Saver:
         """Keeps a copy of the network's weights."""
         self.best = {name: w.clone() for name, w in self.model.network.state_dict().items()}
 
-    def within_epoch(self) -> None:
-        """Saves.
-
-        Raises:
-            Interrupted: a signal has asked for it.
-        """
-        self._save()
-        self._check()
-
     def after_epoch(self, *, last: bool) -> None:
         """Saves where the epoch's number or the time says so, and after the last.
 
         Raises:
-            Interrupted: a signal has come; it is saved.
+            Interrupted: a signal has come; all is saved.
         """
         every = self.config.every
         if last or self.due or (every is not None and len(self.training.epochs) % every == 0):
-            self._save()
-        self._check()
+            self.save()
 
-    def _check(self) -> None:
-        if self.ranks.stopping:  # of several processes none may stop alone
-            interrupt.check()
+    def save(self) -> None:
+        """Leaves a checkpoint; nowhere else does the training stop.
 
-    def _save(self) -> None:
+        Raises:
+            Interrupted: a signal has come; all is saved.
+        """
         if self.ranks.first:
             state = {
                 "network": self.model.network.state_dict(),
@@ -336,6 +327,8 @@ class Saver:
             }
             save_checkpoint(self.folder, self.training.steps, state)
         self.last = time.monotonic()
+        if self.ranks.stopping:  # of several processes none may stop alone
+            interrupt.check()
 
     def _restore(self) -> None:
         """Puts all where the newest checkpoint left it, if there is one."""
