@@ -17,7 +17,7 @@ from job.durable import replacing
 from job.errors import DataError, OutputError, UsageError
 from job.log import event, progress
 from job.manifest import published_bytes, read_manifest
-from job.table import SUFFIXES, Batch, Parquet, Table, open_table, shown
+from job.table import Batch, Parquet, Table, open_table, shown
 from job.verify.engines import load_onnx
 
 Float32 = NDArray[np.float32]
@@ -40,9 +40,9 @@ def predict_file(folder: Path, source: Path, target: Path) -> int:
         DataError: a published file or the rows are malformed; it names row and column.
         OutputError: the target cannot be created.
     """
-    if source.suffix not in SUFFIXES or target.suffix != source.suffix:
+    if source.suffix not in _WRITERS or target.suffix != source.suffix:
         raise UsageError(
-            f"{source} and {target} must end alike, in one of {', '.join(SUFFIXES)}, the kinds of "
+            f"{source} and {target} must end alike, in one of {', '.join(_WRITERS)}, the kinds of "
             f"file that are read and written"
         )
     manifest = read_manifest(folder)
@@ -162,4 +162,4 @@ def _parquet(file: IO[bytes], table: Table, added: _Added) -> Iterator[Writer]:
         yield write
 
 
-_WRITERS = {".npy": _npy, ".csv": _csv, ".parquet": _parquet}
+_WRITERS = {".csv": _csv, ".parquet": _parquet, ".npy": _npy}

@@ -20,8 +20,6 @@ from job.errors import DataError, MissingInputError, NoPermission
 
 Float32 = NDArray[np.float32]
 
-SUFFIXES = (".csv", ".parquet", ".npy")
-
 # What an empty field of a CSV file may be written as, where a number is expected.
 MISSING = ("", "NA", "NaN", "nan", "null")
 
@@ -149,7 +147,7 @@ class Table:
 
 
 def open_table(path: Path) -> Table:
-    """The table in a file whose name ends in one of SUFFIXES; see `Table` for what is raised."""
+    """The table in a .csv, .parquet or .npy; see `Table` for what is raised."""
     return {".csv": Csv, ".parquet": Parquet, ".npy": Npy}[path.suffix](path)
 
 
@@ -204,7 +202,7 @@ class _Arrow(Table):
     def _numbers(self, name: str, column: Any) -> NDArray[Any]:
         types, kind = self.arrow.types, column.type
         real = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
-        if not any(is_one(kind) for is_one in (*real, types.is_null, self._text)):
+        if not any(is_one(kind) for is_one in (*real, types.is_null)):
             raise DataError(f"{self.path}: column {name} holds {kind}, not numbers")
         if types.is_boolean(kind):
             column = column.cast(self.arrow.uint8())
@@ -212,10 +210,6 @@ class _Arrow(Table):
         doubles = column.cast(self.arrow.float64(), safe=False)
         numbers: NDArray[Any] = doubles.to_numpy(zero_copy_only=False)
         return numbers
-
-    def _text(self, kind: Any) -> bool:
-        """May this type hold a number written out?"""
-        return False
 
     def _words(self, column: Any) -> Words:
         if self.arrow.types.is_dictionary(column.type):
@@ -260,9 +254,6 @@ class Parquet(_Arrow):
 class Csv(_Arrow):
     """A CSV file in UTF-8 with a header."""
 
-    def _text(self, kind: Any) -> bool:
-        return bool(self.arrow.types.is_string(kind))
-
     def _open(self) -> tuple[list[str], int]:
         with open(self.path, "rb") as file:
             head = file.read(_BLOCK)
@@ -304,13 +295,14 @@ class Csv(_Arrow):
         raise DataError(f"{self.path}:{self._line(row)}: column {column}: {fault}")
 
     def _numbers(self, name: str, column: Any) -> NDArray[Any]:
-        if self.arrow.types.is_string(column.type):  # the text as it stands was wanted
-            import pyarrow.compute as compute
+        import pyarrow.compute as compute
 
-            column = compute.utf8_trim_whitespace(column)
-            gone = compute.is_in(column, value_set=self.arrow.array(MISSING))
-            column = compute.if_else(gone, self.arrow.scalar(None, column.type), column)
         try:
+            if self.arrow.types.is_string(column.type):  # the text as it stands was wanted
+                column = compute.utf8_trim_whitespace(column)
+                gone = compute.is_in(column, value_set=self.arrow.array(MISSING))
+                column = compute.if_else(gone, self.arrow.scalar(None, column.type), column)
+                column = column.cast(self.arrow.float64())
             return super()._numbers(name, column)
         except self.arrow.ArrowInvalid as error:
             raise DataError(self._explain([name]) or f"{self.path}: {error}") from None
