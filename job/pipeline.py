@@ -22,11 +22,7 @@ from job.verify import verify_in_fresh_process
 
 
 def run_job(
-    config: Config,
-    run_id: str | None,
-    clock: Clock,
-    server: ForkServer,
-    ranks: Ranks | None = None,
+    config: Config, run_id: str | None, clock: Clock, server: ForkServer, ranks: Ranks
 ) -> Path:
     """Trains, exports, verifies and publishes; returns the published folder.
 
@@ -35,7 +31,6 @@ def run_job(
     Raises:
         JobError: whatever kept the run from being published; its class says what.
     """
-    ranks = ranks or Ranks()
     with _on_device(config, ranks) as device:
         return _run(config, run_id, clock, server, device)
 

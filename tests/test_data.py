@@ -117,7 +117,7 @@ def test_friedman1_is_its_formula() -> None:
 
 
 def test_linear_is_its_formula() -> None:
-    x, f = linear(generator(0, Purpose.DATA, 0), 1000, 3)
+    x, f = linear(generator(0, Purpose.DATA, 0), 1000, 3, 1)
     row = x[5]
     assert f[5, 0] == pytest.approx(1 + row[0] + row[1] / 2 + row[2] / 3, rel=1e-14)
 
@@ -133,7 +133,7 @@ def test_each_output_of_linear_is_its_formula() -> None:
         4 + row[0] + row[1] / 2 + row[2] / 3,
     ]
     np.testing.assert_allclose(f[5], by_hand, rtol=1e-14)
-    alone = linear(generator(0, Purpose.DATA, 0), 1000, 3)
+    alone = linear(generator(0, Purpose.DATA, 0), 1000, 3, 1)
     assert np.array_equal(alone[0], x)
     assert np.array_equal(alone[1], f[:, :1])
 
@@ -152,7 +152,7 @@ def test_many_outputs_are_drawn_in_smaller_chunks() -> None:
 
 
 def test_noise_has_nothing_to_do_with_x() -> None:
-    x, f = noise(generator(0, Purpose.DATA, 0), 1000, 3)
+    x, f = noise(generator(0, Purpose.DATA, 0), 1000, 3, 1)
     assert x.shape == (1000, 3)
     assert not f.any()
 
@@ -295,7 +295,7 @@ def test_xor_is_its_formula() -> None:
 
 def test_gaussians_are_their_formula() -> None:
     """Bayes' rule by hand, from the two normal densities."""
-    x, y, truth = gaussians(generator(0, Purpose.DATA, 0), 1000, 4, 0.7)
+    x, y, truth = gaussians(generator(0, Purpose.DATA, 0), 1000, 4, 0.7, 2)
     m = np.full(4, 0.5)
     density = [np.exp(-np.square(x - sign * m).sum(axis=1) / (2 * 0.7**2)) for sign in (-1, 1)]
     np.testing.assert_allclose(truth[:, 1], density[1] / (density[0] + density[1]), rtol=1e-10)

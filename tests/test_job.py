@@ -17,6 +17,7 @@ from job.clock import Clock
 from job.config import load_config
 from job.errors import Diverged, ExportMismatch
 from job.forkserver import ForkServer
+from job.ranks import Ranks
 from job.verify import verify_published
 
 from .conftest import SMALL, Boot, Job, manifest_of, wrong_bias
@@ -211,7 +212,7 @@ def test_without_an_id_every_run_gets_its_own(job: Job, tmp_path: Path) -> None:
 def run_here(output: Path, *overrides: str, run_id: str = "run") -> Path:
     config = load_config(None, [*SMALL, f"output.dir={output}", *overrides])
     with ForkServer() as server:
-        return pipeline.run_job(config, run_id, Clock(0.0), server)
+        return pipeline.run_job(config, run_id, Clock(0.0), server, Ranks())
 
 
 def nothing_published(output: Path) -> bool:

@@ -66,9 +66,7 @@ def _regression(
     return Kind(draw, floor)
 
 
-def linear(
-    draw: np.random.Generator, n: int, features: int, outputs: int = 1
-) -> tuple[Array, Array]:
+def linear(draw: np.random.Generator, n: int, features: int, outputs: int) -> tuple[Array, Array]:
     """x (n, F) standard normal, f(x) (n, O): output k, from 0, is 1 + k + the sum over i from 0 of
     x_{i + k} / (i + 1), where the features go round."""
     x = draw.standard_normal((n, features))
@@ -134,16 +132,12 @@ def teacher(
     return x, np.maximum(x @ a + b, 0) @ c
 
 
-def noise(
-    draw: np.random.Generator, n: int, features: int, outputs: int = 1
-) -> tuple[Array, Array]:
+def noise(draw: np.random.Generator, n: int, features: int, outputs: int) -> tuple[Array, Array]:
     """x (n, F) standard normal, f(x) (n, O) = 0: y has nothing to do with x."""
     return draw.standard_normal((n, features)), np.zeros((n, outputs))
 
 
-def gaussians(
-    draw: np.random.Generator, n: int, features: int, noise: float, classes: int = 2
-) -> Rows:
+def gaussians(draw: np.random.Generator, n: int, features: int, noise: float, classes: int) -> Rows:
     """K classes of equal share on a line: x (n, F) = c_y m + noise e, e ~ N(0, I), with centres
     c_y = 2 y - (K - 1), which are 2 apart.
 
@@ -168,7 +162,7 @@ def _log_posterior(t: Array, noise: float, classes: int) -> Array:
     return logs
 
 
-def _gaussians_floor(noise: float, classes: int = 2) -> Floor:
+def _gaussians_floor(noise: float, classes: int) -> Floor:
     """A row of class k has x . m = c_k + noise g, g ~ N(0, 1). The nearest centre is another one if
     noise |g| > 1, for the first and the last class on one side only: the best accuracy is
     1 - 2 (K - 1) / K Phi(-1 / noise). The truth's own log loss is -log P(k | x . m); its mean and
