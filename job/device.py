@@ -119,10 +119,7 @@ def choose_threads(config: Config, processes: int = 1) -> tuple[int, str]:
 
 def cpu_limit() -> float:
     """CPUs that this process may use: the smaller of its affinity and its cgroups' quota."""
-    if hasattr(os, "sched_getaffinity"):
-        limit = float(len(os.sched_getaffinity(0)))
-    else:
-        limit = float(os.cpu_count() or 1)
+    limit = float(len(os.sched_getaffinity(0)))
     for group in _cgroups("cpu"):
         quota, period = [*_words(group / "cpu.max"), "", ""][:2]
         if not quota:  # cgroup v1

@@ -36,9 +36,14 @@ def examine(config: Config) -> Iterator[tuple[str, str | JobError]]:
     yield "writable", _writable()
     yield "temporary files", _temporary_files()
     yield "NVIDIA driver", _driver()
-    yield "CUDA in torch", _cuda_of_torch()
-    yield "device", _device(config)
-    yield "output", _output(config)
+    import torch
+
+    yield "CUDA in torch", torch.version.cuda or "none: this is torch's CPU build"
+    for what, find in (("device", _device), ("output", _output)):
+        try:
+            yield what, find(config)
+        except JobError as error:
+            yield what, error
 
 
 def _cgroup() -> str:
@@ -82,29 +87,17 @@ def _cuda_of_driver() -> str | None:
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
-def _cuda_of_torch() -> str:
-    import torch
-
-    return torch.version.cuda or "none: this is torch's CPU build"
-
-
-def _device(config: Config) -> str | JobError:
-    try:
-        device = choose_device(config)
-    except JobError as error:
-        return error
+def _device(config: Config) -> str:
+    device = choose_device(config)
     return (
         f"{device.type} ({device.name}; {device.reason}), "
         f"{device.threads} CPU thread{'s' * (device.threads > 1)} ({device.threads_reason})"
     )
 
 
-def _output(config: Config) -> str | JobError:
+def _output(config: Config) -> str:
     output = Path(config.output.dir)
-    try:
-        prepare_output(output)
-    except JobError as error:
-        return error
+    prepare_output(output)
     return f"{output} is writable, {_free(str(output))}"
 
 

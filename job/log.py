@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-Format = Literal["text", "json"]
-
 INFO, WARNING, CRITICAL = logging.INFO, logging.WARNING, logging.CRITICAL
 
 _RED, _GREEN, _YELLOW, _PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
@@ -29,7 +27,7 @@ def event(name: str, message: str = "", /, *, level: int = INFO, **fields: objec
     _logger.log(level, message or name, extra={"event": name, "fields": fields})
 
 
-def configure(style: Format | None, *, quiet: bool) -> None:
+def configure(style: Literal["text", "json"] | None, *, quiet: bool) -> None:
     """Sends events to stderr as text (the default on a terminal) or as JSON lines.
 
     Text has colour on a terminal, unless NO_COLOR is set (no-color.org) or TERM is dumb.

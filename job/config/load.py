@@ -190,8 +190,7 @@ class _Source:
         text = head + "".join(f" or {m.removeprefix('expected ')}" for m in more)
         if got is not None:
             text += f", got {got}"
-        origin = self._origin(path)
-        return f"{origin}: {_dotted(path)}{text}"
+        return f"{self._origin(path)}: {_dotted(path)}{text}"
 
     def _origin(self, path: Path) -> str:
         """Where the key at `path` was said: itself, what holds it, or else what it holds."""
