@@ -5,7 +5,7 @@ model or its exporters. Shapes: N rows, F features, H units of a layer, O output
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -121,13 +121,6 @@ class _Evaluation(NamedTuple):
     vague: NDArray[np.bool_]
 
 
-class Layer(NamedTuple):
-    """z = W h + b."""
-
-    weight: Float64  # (H, H of the layer before)
-    bias: Float64  # (H,)
-
-
 @dataclass(frozen=True)
 class Oracle:
     """The trained model as numbers: named float32 weights, and the names of what is between them.
@@ -149,9 +142,8 @@ class Oracle:
         numbers below TINY are read or written as zeros (not where that makes 0 * Inf of a weight).
         """
         with np.errstate(all="ignore"):
-            exact = self._exact(x)
-            found = self._evaluate(exact)
-            noise = self._noises(exact, found)[-1]
+            found = self._evaluate(x)
+            noise = self._noises(found)[-1]
         classes = self.task == "classification"
         return Answer(found.values[-1], found.bound, found.vague, noise, classes)
 
@@ -161,24 +153,18 @@ class Oracle:
         names = [name for layer in layers for name in (layer, f"{self.activation} after {layer}")]
         names = ["input", *names[:-1], "output"]
         with np.errstate(all="ignore"):
-            exact = self._exact(x)
-            found = self._evaluate(exact)
-            noises = self._noises(exact, found)
+            found = self._evaluate(x)
+            noises = self._noises(found)
         return [Stage(*one) for one in zip(names, found.values, noises, strict=True)]
 
-    def _exact(self, x: Float32) -> Float64:
-        """x (N, F); for NaN what stands for it, where the model has that (in deviations)."""
+    def _evaluate(self, x: Float32) -> _Evaluation:
+        mean, std = self._scaling("input")
         exact = x.astype(np.float64)
-        if "input.fill" not in self.weights:
-            return exact
-        mean, std = self._scaling("input")
-        return np.where(np.isnan(exact), mean + self._get("input.fill") * std, exact)
-
-    def _evaluate(self, x: Float64) -> _Evaluation:
-        mean, std = self._scaling("input")
-        h = (x - mean) / std
+        if "input.fill" in self.weights:  # what stands for NaN, in deviations
+            exact = np.where(np.isnan(exact), mean + self._get("input.fill") * std, exact)
+        h = (exact - mean) / std
         error = _settled(h, 3 * U * np.abs(h) + 3 * TINY / std + TINY)
-        overflow = _too_large(h) | _too_large(x - mean)
+        overflow = _too_large(h) | _too_large(exact - mean)
         activation = ACTIVATIONS[self.activation]
         vague = np.zeros(len(x), np.bool_)
         values, roundings = [h], [error]
@@ -217,7 +203,7 @@ class Oracle:
         bound = np.where(overflow[:, None], np.inf, _settled(y, bound))
         return _Evaluation(values, roundings, bound, vague)
 
-    def _noises(self, x: Float64, exact: _Evaluation) -> list[Float64]:
+    def _noises(self, exact: _Evaluation) -> list[Float64]:
         """Root mean square over SAMPLES evaluations that err by chance as float32 does.
 
         The bound supposes that all errors conspire: through wide layers, six deep, it exceeds the
@@ -230,28 +216,24 @@ class Oracle:
         draw = np.random.Generator(np.random.Philox(0))
         squares = [np.zeros_like(value) for value in exact.values]
         for _ in range(SAMPLES):
-            erring = self._erring(x, exact.roundings, draw)
+            erring = self._erring(exact, draw)
             for total, wrong, value in zip(squares, erring, exact.values, strict=True):
                 total += np.square(wrong - value)
         return [np.sqrt(total / SAMPLES) for total in squares]
 
-    def _erring(
-        self, x: Float64, roundings: Sequence[Float64], draw: np.random.Generator
-    ) -> Iterator[Float64]:
+    def _erring(self, exact: _Evaluation, draw: np.random.Generator) -> Iterator[Float64]:
         """The values of the model's formula with a random error of the given size after each."""
-        sizes = iter(roundings)
+        sizes = iter(exact.roundings)
 
         def rounded(step: Float64) -> Float64:
             return step + next(sizes) * draw.standard_normal(step.shape)
 
         activation = ACTIVATIONS[self.activation].value
-        *hidden, last = self._layers
-        mean, std = self._scaling("input")
-        yield (h := rounded((x - mean) / std))
-        for weight, bias in hidden:
+        yield (h := rounded(exact.values[0]))
+        for index, (weight, bias) in enumerate(self._layers):
+            if index:
+                yield (h := rounded(activation(h)))
             yield (h := rounded(h @ weight.T + bias))
-            yield (h := rounded(activation(h)))
-        yield (h := rounded(h @ last.weight.T + last.bias))
         if self.task == "classification":
             yield rounded(_softmax(h))
         else:
@@ -259,9 +241,10 @@ class Oracle:
             yield rounded(h * std + mean)
 
     @cached_property
-    def _layers(self) -> list[Layer]:
+    def _layers(self) -> list[tuple[Float64, Float64]]:
+        """W (H, H of the layer before) and b (H,) of each z = W h + b, first to last."""
         names = linear_layers(self.weights)
-        return [Layer(self._get(f"{n}.weight"), self._get(f"{n}.bias")) for n in names]
+        return [(self._get(f"{n}.weight"), self._get(f"{n}.bias")) for n in names]
 
     def _scaling(self, side: str) -> tuple[Float64, Float64]:
         return self._get(f"{side}.mean"), self._get(f"{side}.std")
