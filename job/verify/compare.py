@@ -85,8 +85,8 @@ def compare(
     judged = {
         "finite": _finite(got, expected),
         "bound": _bound(got, expected),
-        "noise": _noise(measured),
-        "torch": _torch(measured),
+        "noise": _excess(measured, "noise_used", 1, "what rounding can give"),
+        "torch": _excess(measured, "torch_used", TORCH_LIMIT, "the trained model's own"),
         "decisions": _decisions(got, expected),
         "ordinary": _ordinary(expected) if case.complete else None,
     }
@@ -173,21 +173,11 @@ def _bound(got: Float32, expected: Answer) -> str | None:
     )
 
 
-def _noise(measured: Mapping[str, Any]) -> str | None:
-    used = measured.get("noise_used", 0.0)
-    if used <= 1:
+def _excess(measured: Mapping[str, Any], share: str, limit: float, of: str) -> str | None:
+    used = measured.get(share, 0.0)
+    if used <= 1:  # so that NaN fails
         return None
-    return f"the RMS error {measured['rms_error']:.3g} is {used:.3g} times what rounding can give"
-
-
-def _torch(measured: Mapping[str, Any]) -> str | None:
-    used = measured.get("torch_used", 0.0)
-    if used <= 1:
-        return None
-    return (
-        f"the RMS error {measured['rms_error']:.3g} is {used * TORCH_LIMIT:.3g} times the trained "
-        f"model's own"
-    )
+    return f"the RMS error {measured['rms_error']:.3g} is {used * limit:.3g} times {of}"
 
 
 def _decisions(got: Float32, expected: Answer) -> str | None:
