@@ -54,8 +54,8 @@ def engines(files: Mapping[str, bytes]) -> tuple[list[Engine], list[str]]:
     for artifact, name, needs, load in (
         ("model.onnx", "onnxruntime, not optimised", "onnxruntime", plain),
         ("model.onnx", "onnxruntime, optimised", "onnxruntime", load_onnx),
-        ("model.torchscript.pt", "torch.jit", "torch", _torchscript),
-        ("model.pt2", "torch.export", "torch", _exported_program),
+        ("model.torchscript.pt", "torch.jit", "torch", lambda c: _torch_run(load_torchscript(c))),
+        ("model.pt2", "torch.export", "torch", lambda c: _torch_run(load_program(c).module())),
     ):
         if artifact not in files:
             continue
@@ -71,7 +71,9 @@ def load_onnx(content: bytes, *, optimise: bool = True) -> Run:
     session = onnx_session(content, optimise=optimise)
 
     def run(x: Float32) -> object:
-        return _only(session.run(None, {"input": x}))
+        outputs: list[object] = session.run(None, {"input": x})
+        # Several, or none, are not one tensor, and fail as not being that.
+        return outputs[0] if len(outputs) == 1 else outputs
 
     return run
 
@@ -95,10 +97,6 @@ def onnx_session(content: bytes, *, optimise: bool = True) -> Any:
     return session
 
 
-def _torchscript(content: bytes) -> Run:
-    return _torch_module(load_torchscript(content))
-
-
 def load_torchscript(content: bytes) -> Any:
     """The torch.jit module of an archive. It is code: load only what is known to be ours."""
     import torch
@@ -115,10 +113,6 @@ def torchscript() -> Iterator[None]:
         yield
 
 
-def _exported_program(content: bytes) -> Run:
-    return _torch_module(load_program(content).module())
-
-
 @lru_cache(maxsize=1)  # its weights and its answers are looked at one after the other
 def load_program(content: bytes) -> "torch.export.ExportedProgram":
     """The torch.export program in a .pt2 file."""
@@ -130,7 +124,7 @@ def load_program(content: bytes) -> "torch.export.ExportedProgram":
         return torch.export.load(io.BytesIO(content))
 
 
-def _torch_module(module: Any) -> Run:
+def _torch_run(module: Any) -> Run:
     import torch
 
     def run(x: Float32) -> object:
@@ -139,11 +133,6 @@ def _torch_module(module: Any) -> Run:
         return answer.numpy() if isinstance(answer, torch.Tensor) else answer
 
     return run
-
-
-def _only(outputs: list[object]) -> object:
-    """The one output, or all of them, which then fails as not being one tensor."""
-    return outputs[0] if len(outputs) == 1 else outputs
 
 
 def onnx_signature(content: bytes) -> tuple[list[Any], list[Any]]:
