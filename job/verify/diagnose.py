@@ -3,8 +3,7 @@
 Shapes: N rows, F features, O outputs, H values of a layer.
 """
 
-import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,7 @@ class Diagnosis:
 
     def as_json(self) -> dict[str, Any]:
         """All but the input, which is a file of its own."""
-        names = ("artifact", "engine", "case", "rows", "reason", "layers", "first_layer")
-        return {name: getattr(self, name) for name in names} | {"sentence": str(self)}
+        return {k: v for k, v in vars(self).items() if k != "input"} | {"sentence": str(self)}
 
 
 def diagnose(
@@ -74,7 +72,8 @@ def _diagnosis(
     folder: Path, reference: Reference, wrong: Comparison, case: Case, expected: Answer
 ) -> Diagnosis:
     content = (folder / wrong.artifact).read_bytes() if (folder / wrong.artifact).is_file() else b""
-    run = _engine(wrong, content)
+    here, _ = engines({wrong.artifact: content} if content else {})
+    run = next((e.load(content) for e in here if e.name == wrong.engine), None)
     rows: Sequence[int] = range(wrong.rows)
     reason = str(wrong.fault)
     layers: dict[str, float | None] = {}
@@ -97,13 +96,6 @@ def _diagnosis(
         next(parts, None),
         case.x[list(rows)],
     )
-
-
-def _engine(wrong: Comparison, content: bytes) -> Run | None:
-    for engine in engines({wrong.artifact: content})[0] if content else ():
-        if engine.name == wrong.engine:
-            return engine.load(content)
-    return None
 
 
 def _fewer_rows(wrong: Comparison) -> Iterator[Sequence[int]]:
@@ -134,17 +126,14 @@ def _layers(
     artifact: str, content: bytes, reference: Reference, x: Float32
 ) -> dict[str, float | None]:
     """The error of each stage, or nothing if the file's inside cannot be seen."""
-    inside: Callable[[bytes, Float32], list[Float32]]
-    inside, needs = {
-        "model.onnx": (_onnx_tensors, "onnx"),
-        "model.torchscript.pt": (_torchscript_tensors, "torch"),
-        "model.pt2": (_program_tensors, "torch"),
+    inside = {
+        "model.onnx": _onnx_tensors,
+        "model.torchscript.pt": _torchscript_tensors,
+        "model.pt2": _program_tensors,
     }[artifact]
-    if importlib.util.find_spec(needs) is None:
-        return {}
     try:
         tensors = inside(content, x)
-    except Exception:  # noqa: BLE001  the file is wrong already: it need not be one that runs
+    except Exception:  # noqa: BLE001  wrong already: it need not run, nor must onnx be installed
         return {}
     *stages, output = reference.oracle().stages(x)
     found = {stage.name: _nearest(stage, tensors) for stage in stages}
