@@ -12,18 +12,20 @@ from job.forkserver import ForkServer
 from job.log import event
 from job.model import MLP
 from job.train import predict
-from job.verify import Reference, with_training_batch
+from job.verify import Reference
+from job.verify.battery import MAX_BATCH, MAX_VALUES
 
 # Enough to see that the untrained model's files run, whatever the batch.
 BATCHES = (1, 3)
 
 
 def batches_to_verify(config: Config, data: Dataset) -> list[int]:
-    """Those of the configuration and that of the training."""
+    """Those of the configuration and that of the training, as far as its widest layer allows it."""
     rows, features = data.training.x.shape
     outputs = len(data.classes) or data.training.y.shape[1]
     widest = max(features, *config.model.hidden, outputs)
-    return with_training_batch(config.verify.batches, config.train.batch_size, rows, widest)
+    batch = max(1, min(config.train.batch_size, rows, MAX_BATCH, MAX_VALUES // widest))
+    return sorted({*config.verify.batches, batch})
 
 
 def reference_of(

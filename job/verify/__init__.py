@@ -3,7 +3,6 @@
 Nothing here writes outside the folder it is told, and nothing here passes on doubt.
 """
 
-from job.verify.battery import with_training_batch
 from job.verify.compare import Comparison
 from job.verify.files import Verification, verify_files
 from job.verify.fresh import verify_in_fresh_process, verify_staged
@@ -18,5 +17,4 @@ __all__ = [
     "verify_in_fresh_process",
     "verify_published",
     "verify_staged",
-    "with_training_batch",
 ]

@@ -39,13 +39,6 @@ class Case:
     golden_rows: NDArray[np.intp] | None = None  # (N,): which of the golden rows they are
 
 
-def with_training_batch(
-    batches: Sequence[int], batch_size: int, rows: int, widest: int
-) -> list[int]:
-    """`batches` with the size that the training ran, where a layer of `widest` values allows it."""
-    return sorted({*batches, max(1, min(batch_size, rows, MAX_BATCH, MAX_VALUES // widest))})
-
-
 def cases(golden: Float32, batches: Sequence[int]) -> list[Case]:
     """All inputs for golden rows `golden` (G, F): every batch size, then every hard input.
 
