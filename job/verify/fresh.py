@@ -63,16 +63,9 @@ def verify_staged(folder: Path, reference: Reference, work: Path) -> Verificatio
 
 def save_result(verification: Verification, result: Path) -> None:
     """Writes what `_read` reads."""
-    diagnosis = verification.diagnosis
-    found = {
-        "comparisons": [asdict(c) for c in verification.comparisons],
-        "skipped": verification.skipped,
-        "sha256": verification.sha256,
-        "self_check": [asdict(j) for j in verification.self_check],
-        "diagnosis": diagnosis and {k: v for k, v in vars(diagnosis).items() if k != "input"},
-    }
-    if diagnosis:
-        write_npy(result.with_name(FAILING_INPUT), diagnosis.input)
+    found = asdict(verification)
+    if found["diagnosis"]:
+        write_npy(result.with_name(FAILING_INPUT), found["diagnosis"].pop("input"))
     result.write_text(json.dumps(found))
 
 
