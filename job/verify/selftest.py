@@ -5,11 +5,10 @@ do the work; `judge_published` judges it, as it judges any folder. `self_check` 
 for a folder that is about to be published.
 """
 
-import hashlib
 import importlib.util
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.errors import DataError, MissingInputError
-from job.manifest import read_manifest, write_manifest
+from job.manifest import file_entries, read_manifest, write_manifest
 from job.verify.compare import NOISE_LIMIT, TORCH_LIMIT, Comparison
-from job.verify.engines import engines
+from job.verify.engines import Run, engines
 from job.verify.files import ALWAYS, GOLDENS, MODEL_FILES, verify_files
 from job.verify.judgement import Judgement, Verdict
 from job.verify.oracle import Answer
@@ -36,10 +35,8 @@ NEAR = 4.0
 # The largest batch of the short form.
 SHORT = 257
 
-# Rows (N, F), how many times the noise the verifier lets their errors be, and whether they are
-# such as the model was trained on.
-Rows = tuple[NDArray[np.float32], float, bool]
-Run = Callable[[NDArray[np.float32]], object]
+# Rows (N, F), and how many times the noise the verifier lets their errors be.
+Rows = tuple[NDArray[np.float32], float]
 
 
 def self_test(folder: Path) -> Iterator[Judgement]:
@@ -58,7 +55,7 @@ def self_test(folder: Path) -> Iterator[Judgement]:
     reference = reference_of(folder, manifest)
     names = [name for name in (*MODEL_FILES, *GOLDENS) if name in manifest["files"]]
     files = {name: (folder / name).read_bytes() for name in names}
-    rows = list(_other_rows(reference))
+    rows = list(_other_rows(reference, NOISE_LIMIT))
     for mutant in mutants(files, reference):
         with tempfile.TemporaryDirectory() as scratch:
             _place(mutant, folder, manifest, Path(scratch))
@@ -79,7 +76,7 @@ def self_check(folder: Path, reference: Reference, work: Path) -> Iterator[Judge
     reference = replace(reference, batches=batches, answers=())
     # A number that is wrong beyond ordinary rows alone may be one that this model hides: no fault
     # of the verifier. `self_test` tells of it.
-    rows = [(x, limit if usual else np.inf, usual) for x, limit, usual in _other_rows(reference)]
+    rows = list(_other_rows(reference, np.inf))
     original = (folder / ONNX).read_bytes()
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         for mutant in mutants({ONNX: original}, reference):
@@ -98,17 +95,14 @@ def _place(mutant: "Mutant", folder: Path, manifest: dict[str, Any], scratch: Pa
     Only what makes a whole folder is there: other formats cost time and are as they were.
     """
     kept = {*ALWAYS, "model.safetensors", *GOLDENS, mutant.artifact}
-    files = {name: entry for name, entry in manifest["files"].items() if name in kept}
-    for name in files:
+    for name in kept & manifest["files"].keys():
         path = scratch / name
-        path.parent.mkdir(exist_ok=True, parents=True)
+        path.parent.mkdir(exist_ok=True)
         if name == mutant.artifact:
             path.write_bytes(mutant.content)
         else:
             path.symlink_to(folder / name)
-    digest = hashlib.sha256(mutant.content).hexdigest()
-    entry = {mutant.artifact: {"sha256": digest, "bytes": len(mutant.content)}}
-    write_manifest(scratch, manifest | {"files": files | entry})
+    write_manifest(scratch, manifest | {"files": file_entries(scratch)})
 
 
 def _seen(folder: Path) -> tuple[list[str], list[str]]:
@@ -160,7 +154,7 @@ def _passed(
     oracle = reference.oracle()
     before, after = (_runs(mutant.artifact, c, reference) for c in (original, mutant.content))
     verdict: Verdict = "equivalent"
-    for x, limit, _ in rows:
+    for x, limit in rows:
         expected = oracle(x)
         for one, other in zip(before, after, strict=True):
             was, now = np.asarray(one(x)), np.asarray(other(x))
@@ -189,16 +183,16 @@ def _drowned(was: NDArray[Any], now: NDArray[Any], expected: Answer, limit: floa
     return bool((apart <= NEAR * expected.bound)[demanded].all() and squares.mean() <= 1)
 
 
-def _other_rows(reference: Reference) -> Iterator[Rows]:
-    """Every batch of another magnitude, NaN and infinity in the last."""
+def _other_rows(reference: Reference, unusual: float) -> Iterator[Rows]:
+    """Every batch of another magnitude, NaN and infinity in the last; `unusual` is the limit of
+    those that are not such as the model was trained on."""
     draw = np.random.Generator(np.random.Philox(0))
     mean, std = reference.weights["input.mean"], reference.weights["input.std"]
     for rows, scale in ((1, 1), (400, 1), (33, 1e-4), (33, 30), (33, 1e9), (33, 1e25)):
         x = (draw.standard_normal((rows, len(mean))) * scale * std + mean).astype(np.float32)
-        usual = scale == 1
-        yield x, TORCH_LIMIT * reference.torch_error if usual else NOISE_LIMIT, usual
+        yield x, TORCH_LIMIT * reference.torch_error if scale == 1 else unusual
     some = draw.choice([0.5, np.nan, np.inf, -np.inf], (33, len(mean)), p=[0.7, 0.1, 0.1, 0.1])
-    yield some.astype(np.float32), NOISE_LIMIT, False
+    yield some.astype(np.float32), unusual
 
 
 def _runs(artifact: str, content: bytes, reference: Reference) -> list[Run]:
