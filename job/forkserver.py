@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
@@ -21,9 +22,7 @@ import threading
 import time
 import traceback
 import warnings
-from operator import attrgetter
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 import job
@@ -98,9 +97,7 @@ class ForkServer:
     def __enter__(self) -> "ForkServer":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._said.closed:  # ended already: its number may be another process's by now
             return
         for worker in self._workers:
@@ -203,7 +200,7 @@ def main() -> NoReturn:
             importlib.import_module(module)
     channels: dict[int, socket.socket] = {}
 
-    def reap(_: int, __: FrameType | None) -> None:
+    def reap(*_: object) -> None:
         """Tells the other end of a worker's channel how the worker ended."""
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -239,8 +236,7 @@ def _work(channel: socket.socket, kind: str, *arguments: str) -> NoReturn:
     """A worker's life."""
     threading.Thread(target=_end_with, args=(channel,), daemon=True).start()
     try:
-        module, _, name = kind.partition(":")
-        target = attrgetter(name)(importlib.import_module(module))(*arguments)
+        target = pkgutil.resolve_name(kind)(*arguments)
         while message := channel.recv(_MESSAGE):
             method, *values = json.loads(message)
             getattr(target, method)(*values)
