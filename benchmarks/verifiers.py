@@ -1,6 +1,6 @@
 """How other verifiers judge the wrong exports that `verify --self-test` makes of a published model.
 
-    python benchmarks/verifiers.py artifacts/latest
+    python -m benchmarks.verifiers artifacts/latest
 
 prints tables in Markdown. Every verifier is called as its own tool calls it, with its own default
 tolerances and on the rows that it would use. An error of any kind counts as refused, so a file that
@@ -25,8 +25,6 @@ import onnxruntime
 import torch
 from onnx.backend.test.runner import Runner
 from torch.onnx._internal.exporter import _core, _testing, _verification
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from job.manifest import read_manifest
 from job.verify.files import verify_files

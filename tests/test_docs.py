@@ -233,7 +233,7 @@ KNOWN: dict[str, RunBy | Needs] = {
     "python -m benchmarks.threads": Needs("minutes on a machine without other work"),
     "python -m benchmarks.memory": Needs("minutes"),
     "python3 requirements/install.py": RunBy("Makefile", "requirements/install.py"),
-    "python benchmarks/verifiers.py": RunBy("tests/verify/test_against_others.py", "verifiers"),
+    "python -m benchmarks.verifiers": RunBy("tests/verify/test_against_others.py", "verifiers"),
     "pip install -r benchmarks/requirements-verifiers.txt": Needs("other verifiers"),
     "pip install pyarrow": RunBy("requirements/cpu.txt", "pyarrow=="),
     "pip install torch onnx onnxruntime": Needs("gigabytes"),
