@@ -1,9 +1,10 @@
 """Every optimizer on every kind of data, at several learning rates: how near it comes to the truth.
 
     OMP_NUM_THREADS=1 python -m benchmarks.optimizers        # measures, writes optimizers.json
-    python -m benchmarks.optimizers --draw                   # docs/optimizers.md and .svg from it
+    .venv-peers/bin/python -m benchmarks.optimizers --draw   # docs/optimizers.md and .svg from it
 
-Drawing needs matplotlib (benchmarks/requirements.txt); measuring needs the job alone.
+Drawing needs matplotlib, which is in the environment that `make bench` makes; measuring needs the
+job alone.
 """
 
 import argparse
@@ -58,14 +59,12 @@ class Run:
 
 
 def measure(
-    kinds: Iterable[str] = KINDS,
-    optimizers: Iterable[str] = (*OPTIMIZERS, CAPPED),
     rates: Iterable[float] = RATES,
     seeds: Iterable[int] = SEEDS,
     keys: Iterable[str] = KEYS,
 ) -> Iterator[Run]:
     """Trains with every combination, each with its optimizer's defaults and a constant schedule."""
-    for kind, seed, name, lr in product(kinds, seeds, optimizers, rates):
+    for kind, seed, name, lr in product(KINDS, seeds, (*OPTIMIZERS, CAPPED), rates):
         loss = "cross_entropy" if Data.model_construct(kind=kind).class_count else "mse"
         capped = {"name": "adamz", "max_lr": 10 * lr}
         optimizer = json.dumps({"lr": lr, **(capped if name == CAPPED else {"name": name})})
