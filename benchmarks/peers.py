@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -46,14 +47,6 @@ def torch_network(width: int):
     return torch, network, torch.optim.Adam(network.parameters(), lr=RATE)
 
 
-def limited(batches, size, cap=400):
-    """At most `cap` batches: what is slow by the batch need not be waited for."""
-    for count, batch in enumerate(batches):
-        if count == cap:
-            return
-        yield batch
-
-
 def primer(width: int, rows: int, batch: int) -> Callable[[], int]:
     """torch on all rows at once, as a first lesson writes it; `batch` is then their number."""
     torch, network, optimizer = torch_network(width)
@@ -75,7 +68,8 @@ def eager(width: int, rows: int, batch: int) -> Callable[[], int]:
 
     def epoch() -> int:
         done = 0
-        for chosen in limited(torch.randperm(rows).split(batch), batch):
+        # What is slow by the batch need not be waited for.
+        for chosen in islice(torch.randperm(rows).split(batch), 400):
             optimizer.zero_grad()
             torch.nn.functional.mse_loss(network(x[chosen]), y[chosen]).backward()
             optimizer.step()
@@ -95,7 +89,7 @@ def dataloader(width: int, rows: int, batch: int) -> Callable[[], int]:
 
     def epoch() -> int:
         done = 0
-        for x, y in limited(loader, batch, max(1, 30_000 // batch)):
+        for x, y in islice(loader, max(1, 30_000 // batch)):
             optimizer.zero_grad()
             torch.nn.functional.mse_loss(network(x), y).backward()
             optimizer.step()
@@ -159,7 +153,7 @@ def keras(width: int, rows: int, batch: int) -> Callable[[], int]:
         ]
     )
     network.compile(optimizer=keras.optimizers.Adam(RATE), loss="mse")
-    few = min(rows, max(batch, 400 * batch))
+    few = min(rows, 400 * batch)
 
     def epoch() -> int:
         network.fit(x[:few], y[:few], batch_size=batch, epochs=1, verbose=0, shuffle=True)
@@ -175,7 +169,7 @@ def sklearn(width: int, rows: int, batch: int) -> Callable[[], int]:
     warnings.simplefilter("ignore")
     from sklearn.neural_network import MLPRegressor
 
-    few = min(rows, max(batch, 400 * batch))
+    few = min(rows, 400 * batch)
     x, y = (v[:few] for v in table(rows))
     network = MLPRegressor(
         hidden_layer_sizes=(width,),

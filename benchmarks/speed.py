@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def job_speed(width: int, rows: int, seconds: float, batch: int, *keys: str) -> 
     return run(max(1, round(seconds * run(1) / rows)))
 
 
-def limits() -> dict[str, float]:
+def limits() -> list[float]:
     """What one core can do: a matrix product's operations and copied bytes, per second."""
     import torch
 
@@ -71,18 +72,11 @@ def limits() -> dict[str, float]:
     source = torch.randn(64 * 2**20)
     target = torch.empty_like(source)
 
-    def best(work: object) -> float:
-        times = []
-        for _ in range(10):
-            start = time.perf_counter()
-            work()  # type: ignore[operator]
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return {
-        "flops": 2 * 1024**3 / best(lambda: torch.mm(a, b, out=c)),
-        "bytes": 2 * 4 * source.numel() / best(lambda: target.copy_(source)),
-    }
+    product, copy = (
+        min(timeit.repeat(work, number=1, repeat=10))
+        for work in (lambda: torch.mm(a, b, out=c), lambda: target.copy_(source))
+    )
+    return [2 * 1024**3 / product, 2 * 4 * source.numel() / copy]
 
 
 def flops(width: int) -> int:
@@ -214,7 +208,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
     if options.limits:
-        print(json.dumps(list(limits().values())))
+        print(json.dumps(limits()))
     elif options.job:
         width, rows, seconds, *batches = options.job
         speeds = [job_speed(int(width), int(rows), float(seconds), int(b)) for b in batches]
