@@ -28,9 +28,6 @@ from job.model import MLP
 
 Float32 = NDArray[np.float32]
 
-# Earliest date that a zip archive can hold.
-_NO_DATE = (1980, 1, 1, 0, 0, 0)
-
 
 class Exporter:
     """A model, traced once for every format; files written later differ in their weights alone."""
@@ -92,7 +89,8 @@ def write_torchscript(traced: torch.jit.ScriptModule, path: Path) -> None:
     with zipfile.ZipFile(buffer) as archive, zipfile.ZipFile(path, "w") as plain:
         for name in sorted(archive.namelist()):
             if not name.endswith((".debug_pkl", ".data/serialization_id")):
-                plain.writestr(zipfile.ZipInfo(name, _NO_DATE), archive.read(name))
+                # A ZipInfo is of 1980 unless told.
+                plain.writestr(zipfile.ZipInfo(name), archive.read(name))
 
 
 @contextmanager
