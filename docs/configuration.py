@@ -31,10 +31,7 @@ def reference(schema: dict[str, Any]) -> str:
 
 def _section(path: str, node: dict[str, Any], root: dict[str, Any]) -> Iterator[str]:
     """The keys of one object, and then each object below it."""
-    if path:
-        yield f"\n## {path}\n"
-    else:
-        yield ""
+    yield f"\n## {path}\n" if path else ""
     if path and "description" in node:
         yield node["description"] + "\n"
     yield "| key | default | is | may be |"
