@@ -31,9 +31,6 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # be written longer than it needs to be: protobuf reads 0x88 0x00 as 8 too.
 _EXTERNAL = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 
-# What a model file can be run with.
-RUNTIMES = ("onnxruntime", "torch")
-
 Float32 = NDArray[np.float32]
 Run = Callable[[Float32], object]
 

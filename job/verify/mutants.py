@@ -139,11 +139,8 @@ MORE_WEIGHT_CHANGES: dict[str, Callable[[Weights], Weights]] = {
 # and `_values`, and hold numbers.
 _FLOAT16 = "a = Cast <to = 10> (x)  y = Cast <to = 1> (a)"
 _BFLOAT16 = "a = Cast <to = 16> (x)  y = Cast <to = 1> (a)"
-_SCALED = 'a = Sub(x, "input.mean")  y = Div(a, "input.std")'
-_UNSCALED = 'a = Mul(x, "output.std")  y = Add(a, "output.mean")'
 _REVERSED = "y = Slice(x, [-1], [-9223372036854775807], [{axis}], [-1])"
 _ROWS = "n = Shape <start = 0, end = 1> (x)  m = Squeeze(n)  row = Range(0, m, 1)  "
-_NOISE = "a = RandomNormalLike <seed = 1.0> (x)  b = Mul(a, spread)  y = Add(x, b)"
 GRAPH_CHANGES = {
     "input": {
         "input columns reversed": _REVERSED.format(axis=1),
@@ -158,7 +155,7 @@ GRAPH_CHANGES = {
     },
     "standardised": {
         "inputs not standardised": "y = Identity(input)",
-        "inputs standardised twice": _SCALED,
+        "inputs standardised twice": 'a = Sub(x, "input.mean")  y = Div(a, "input.std")',
         "the batch's own mean": "a = ReduceMean(x, [0])  y = Sub(x, a)",
         "dropout left on": "y = Dropout <seed = 1> (x, 0.5, true)",
     },
@@ -169,7 +166,7 @@ GRAPH_CHANGES = {
     },
     "targets": {
         "not in the target's units": "y = Identity(logits)",
-        "in the target's units twice": _UNSCALED,
+        "in the target's units twice": 'a = Mul(x, "output.std")  y = Add(a, "output.mean")',
     },
     "probabilities": {
         "softmax left out": "y = Identity(logits)",
@@ -193,7 +190,7 @@ GRAPH_CHANGES = {
         "answers as bfloat16": _BFLOAT16,
         "answers larger by 1e-4": "y = Mul(x, 1.0001)",
         "answers moved": "y = Add(x, spread)",
-        "noise": _NOISE,
+        "noise": "a = RandomNormalLike <seed = 1.0> (x)  b = Mul(a, spread)  y = Add(x, b)",
         "one answer for all": "a = Shape(x)  y = Expand(low, a)",
     },
 }

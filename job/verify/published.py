@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from job.errors import DataError, MissingInputError
 from job.manifest import read_manifest
-from job.verify.engines import RUNTIMES
 from job.verify.files import ALWAYS, GOLDENS, MODEL_FILES, Verification, verify_files
 from job.verify.reference import Reference
 from job.verify.weights import weights_of
@@ -35,7 +34,7 @@ def verify_published(folder: Path) -> Verification:
 def judge_published(folder: Path) -> tuple[Verification, Reference]:
     """`verify_published` without an explanation, and what the files were held against."""
     manifest = read_manifest(folder)
-    if not any(map(importlib.util.find_spec, RUNTIMES)):
+    if not any(map(importlib.util.find_spec, ("onnxruntime", "torch"))):
         raise MissingInputError("nothing here can run the models; install onnxruntime")
     _require_listed(folder, manifest["files"])
     reference = reference_of(folder, manifest)
