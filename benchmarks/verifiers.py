@@ -129,7 +129,7 @@ def assert_close_held_out(content: bytes, trained: Trained) -> str:
 
 
 def assert_close_battery(content: bytes, trained: Trained) -> str:
-    for case in trained.reference.battery():
+    for case, _ in trained.reference.expected[1:]:
         x = torch.from_numpy(case.x.copy())
         torch.testing.assert_close(answers(content, x), trained(x), equal_nan=True)
     return PASSES

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -46,8 +46,8 @@ class Reference:
     ) -> "Reference":
         """The reference of a model in memory, which `answer` runs on any x (N, F)."""
         golden_output = answer(golden_input)
-        bare = cls(weights, activation, batches, golden_input, golden_output, task=task)
-        return replace(bare, answers=[answer(case.x) for case in bare.battery()])
+        answers = [answer(case.x) for case in cases(golden_input, batches)]
+        return cls(weights, activation, batches, golden_input, golden_output, answers, task)
 
     def oracle(self) -> Oracle:
         """What every answer is held against."""
@@ -64,7 +64,7 @@ class Reference:
         answer = oracle(goldens.x)
         rest = [
             (case, oracle(case.x) if case.golden_rows is None else answer.of_rows(case.golden_rows))
-            for case in self.battery()
+            for case in cases(self.golden_input, self.batches)
         ]
         return [(goldens, answer), *rest]
 
@@ -72,10 +72,6 @@ class Reference:
     def torch_error(self) -> float:
         """The trained model's own error on the golden rows, to which every engine is held."""
         return relative_error(self.golden_output, self.expected[0][1])
-
-    def battery(self) -> list[Case]:
-        """All inputs that every file is run with."""
-        return cases(self.golden_input, self.batches)
 
     def check(self) -> None:
         """Seen before anything is run, where the numbers come from files.
@@ -87,9 +83,8 @@ class Reference:
             raise DataError(f"{self.activation!r} is not an activation")
         if self.task not in TASKS:
             raise DataError(f"{self.task!r} is not a task")
-        if not isinstance(self.batches, list | tuple) or not self.batches:
-            raise DataError(f"{self.batches!r} are not batch sizes")
-        if not all(type(n) is int and 1 <= n <= MAX_BATCH for n in self.batches):
+        sizes = isinstance(self.batches, list) and self.batches
+        if not sizes or not all(type(n) is int and 1 <= n <= MAX_BATCH for n in sizes):
             raise DataError(f"{self.batches!r} are not batch sizes from 1 to {MAX_BATCH}")
         columns = widths(self.weights, self.task)
         rows = self.golden_input.shape[:1]
@@ -106,11 +101,7 @@ class Reference:
         tensors |= {f"answer/{i}": value for i, value in enumerate(self.answers)}
         # Not the library's save_file: where the disk is full its error is no OSError.
         path.write_bytes(save({k: np.ascontiguousarray(v) for k, v in tensors.items()}))
-        facts = {
-            "activation": self.activation,
-            "batches": list(self.batches),
-            "task": self.task,
-        }
+        facts = {"activation": self.activation, "batches": list(self.batches), "task": self.task}
         path.with_suffix(".json").write_text(json.dumps(facts))
 
     @classmethod

@@ -225,4 +225,3 @@ def test_a_reference_is_the_same_after_its_file(
     assert content(again) == content(reference)
     assert (again.activation, again.task) == (reference.activation, reference.task)
     assert json.dumps(again.batches) == json.dumps(list(reference.batches))
-    assert [case.name for case in again.battery()] == [case.name for case in reference.battery()]
