@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from job.config import Config
-from job.errors import Verdict
+from job.errors import ExportMismatch
 from job.export import Exporter, write_goldens
 from job.model import model_of
 from job.verify import Reference, Verification, verify_files
@@ -34,12 +34,11 @@ class ExportWorker:
         """
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             found = self.tried(Reference.load(Path(reference)), Path(folder))
-        if found.faults:
-            found.write(Path(evidence))
         try:
             found.require_agreement()
-        except Verdict as verdict:
-            raise type(verdict)(f"untrained already: {verdict}") from None
+        except ExportMismatch as mismatch:
+            found.write(Path(evidence))
+            raise ExportMismatch(f"untrained already: {mismatch}") from None
 
     def tried(self, reference: Reference, folder: Path) -> Verification:
         """What the verifier finds in the files of the model, which are left in `folder`."""
