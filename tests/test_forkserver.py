@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,16 @@ class Doomed:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    """Started where this module says what a new process does not know."""
+    global inherited
+    inherited = "yes"
+    with ForkServer() as server:
+        yield server
+    inherited = "no"
+
+
 def wait_for(path: Path) -> int:
     """The number of the process that says so in this file."""
     while not path.exists() or not path.read_text():
@@ -70,94 +81,91 @@ def wait_for(path: Path) -> int:
     return int(path.read_text())
 
 
-def test_a_worker_keeps_its_object_and_another_is_another_process(tmp_path: Path) -> None:
-    global inherited
-    inherited = "yes"
+def test_a_worker_keeps_its_object_and_another_is_another_process(
+    server: ForkServer, tmp_path: Path
+) -> None:
     told = []
-    with ForkServer() as server:
-        one, other = server.worker(PROBE, "one"), server.worker(PROBE, "other")
-        for worker in (one, one, other):
-            worker.call("tell", str(tmp_path / "note"))
-            worker.wait()
-            told.append((tmp_path / "note").read_text().split())
+    one, other = server.worker(PROBE, "one"), server.worker(PROBE, "other")
+    for worker in (one, one, other):
+        worker.call("tell", str(tmp_path / "note"))
+        worker.wait()
+        told.append((tmp_path / "note").read_text().split())
     assert [t[1:] for t in told] == [["1", "no", "one"], ["2", "no", "one"], ["1", "no", "other"]]
     assert told[0][0] == told[1][0] != told[2][0]
     assert str(os.getpid()) not in {t[0] for t in told}
-    inherited = "no"
 
 
-def test_a_server_of_one_thread_forks_with_no_other(tmp_path: Path) -> None:
+def test_a_server_of_one_thread_forks_with_no_other(server: ForkServer, tmp_path: Path) -> None:
     """A thread that holds a lock while the process is forked would hold it for ever."""
-    with ForkServer(threads=1) as server:
-        worker = server.worker(PROBE)
-        worker.call("tell_threads", str(tmp_path / "note"))
-        worker.wait()
+    worker = server.worker(PROBE)
+    worker.call("tell_threads", str(tmp_path / "note"))
+    worker.wait()
     assert (tmp_path / "note").read_text() == "1 1"
 
 
 def test_what_a_call_raises_is_raised_here_as_what_it_is(
-    capfd: pytest.CaptureFixture[str],
+    server: ForkServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with ForkServer() as server:
-        worker = server.worker(PROBE)
-        worker.call("refuse")
-        with pytest.raises(ExportMismatch, match=r"^they differ$"):
-            worker.wait()
-        worker = server.worker(PROBE)
-        worker.call("misconfigure")
-        with pytest.raises(ConfigError, match="one\ntwo"):
-            worker.wait()
+    worker = server.worker(PROBE)
+    worker.call("refuse")
+    with pytest.raises(ExportMismatch, match=r"^they differ$"):
+        worker.wait()
+    worker = server.worker(PROBE)
+    worker.call("misconfigure")
+    with pytest.raises(ConfigError, match="one\ntwo"):
+        worker.wait()
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_defect_has_its_traceback_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
-    with ForkServer() as server:
-        worker = server.worker(PROBE)
-        worker.call("fail")
-        with pytest.raises(JobError, match="ZeroDivisionError: odd") as caught:
-            worker.wait()
+def test_a_defect_has_its_traceback_on_stderr(
+    server: ForkServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    worker = server.worker(PROBE)
+    worker.call("fail")
+    with pytest.raises(JobError, match="ZeroDivisionError: odd") as caught:
+        worker.wait()
     assert caught.value.code == 70
     assert 'raise ZeroDivisionError("odd")' in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("status", [0, 1, 81])
-def test_a_worker_that_ends_without_an_answer_is_a_defect(status: int) -> None:
+def test_a_worker_that_ends_without_an_answer_is_a_defect(server: ForkServer, status: int) -> None:
     """Whatever its status: a library may have called exit."""
-    with ForkServer() as server:
-        worker = server.worker(PROBE)
-        worker.call("die", status)
-        with pytest.raises(JobError, match=f"ended with {status}") as caught:
-            worker.wait()
+    worker = server.worker(PROBE)
+    worker.call("die", status)
+    with pytest.raises(JobError, match=f"ended with {status}") as caught:
+        worker.wait()
     assert caught.value.code == 70
 
 
-def test_a_worker_that_is_killed_lacked_memory_and_one_that_crashed_did_not() -> None:
-    with ForkServer() as server:
-        for number, kind in ((signal.SIGKILL, OutOfMemory), (signal.SIGSEGV, JobError)):
-            worker = server.worker(PROBE)
-            worker.call("kill", number)
-            with pytest.raises(JobError) as caught:
-                worker.wait()
-            assert type(caught.value) is kind
+def test_a_worker_that_is_killed_lacked_memory_and_one_that_crashed_did_not(
+    server: ForkServer,
+) -> None:
+    for number, kind in ((signal.SIGKILL, OutOfMemory), (signal.SIGSEGV, JobError)):
+        worker = server.worker(PROBE)
+        worker.call("kill", number)
+        with pytest.raises(JobError) as caught:
+            worker.wait()
+        assert type(caught.value) is kind
 
 
-def test_a_signal_to_all_processes_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_to_all_processes_is_an_interruption(
+    server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As `docker stop` does not send one, but a service manager does."""
     monkeypatch.setattr(interrupt, "_noted", [])
-    with ForkServer() as server:
-        worker = server.worker(PROBE)
-        worker.call("kill", signal.SIGTERM)
-        interrupt.note()
-        with pytest.raises(Interrupted):
-            worker._look(60)
+    worker = server.worker(PROBE)
+    worker.call("kill", signal.SIGTERM)
+    interrupt.note()
+    with pytest.raises(Interrupted):
+        worker._look(60)
 
 
-def test_so_is_one_that_was_killed_before_it_read_its_call() -> None:
-    with ForkServer() as server:
-        worker = server.worker("tests.test_forkserver:Doomed")
-        worker.call("tell", "")
-        with pytest.raises(OutOfMemory):
-            worker.wait()
+def test_so_is_one_that_was_killed_before_it_read_its_call(server: ForkServer) -> None:
+    worker = server.worker("tests.test_forkserver:Doomed")
+    worker.call("tell", "")
+    with pytest.raises(OutOfMemory):
+        worker.wait()
 
 
 def test_poll_tells_the_end_of_a_call_without_waiting(tmp_path: Path) -> None:
@@ -182,13 +190,14 @@ def test_without_its_server_a_worker_is_lost(tmp_path: Path) -> None:
             server.worker(PROBE)
 
 
-def test_a_worker_that_is_closed_ends_in_the_midst_of_its_work(tmp_path: Path) -> None:
-    with ForkServer() as server:
-        worker = server.worker(PROBE)
-        worker.call("sleep", str(tmp_path / "note"))
-        process = wait_for(tmp_path / "note")
-        worker.close()
-        wait_until_gone(process)
+def test_a_worker_that_is_closed_ends_in_the_midst_of_its_work(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    worker = server.worker(PROBE)
+    worker.call("sleep", str(tmp_path / "note"))
+    process = wait_for(tmp_path / "note")
+    worker.close()
+    wait_until_gone(process)
 
 
 def test_an_error_here_ends_them_all(tmp_path: Path) -> None:
@@ -215,10 +224,13 @@ def test_a_process_that_is_killed_takes_them_along(tmp_path: Path) -> None:
     wait_until_gone(server)
 
 
-def test_a_signal_ends_the_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Interrupted), ForkServer() as server:
-        worker = server.worker(PROBE)
-        worker.call("sleep", str(tmp_path / "note"))
-        wait_for(tmp_path / "note")
-        monkeypatch.setattr(interrupt, "_noted", [signal.SIGTERM])
+def test_a_signal_ends_the_waiting(
+    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = server.worker(PROBE)
+    worker.call("sleep", str(tmp_path / "note"))
+    wait_for(tmp_path / "note")
+    monkeypatch.setattr(interrupt, "_noted", [signal.SIGTERM])
+    with pytest.raises(Interrupted):
         worker.wait()
+    worker.close()
