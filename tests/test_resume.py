@@ -19,12 +19,14 @@ STEP = "job.train.backprop:Backpropagation.step"
 KEYS = ("data.samples=4000", "train.epochs=3", "train.batch_size=512", "device=cpu", "threads=1")
 
 
-def disturbed(action: str, moment: str, nth: int, *arguments: str) -> subprocess.Popen[str]:
+def disturbed(
+    action: str, moment: str, nth: int, *arguments: str, **changed: str
+) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.wrapped", action, moment, str(nth)]
     return subprocess.Popen(
         [*command, "train", *KEYS, *arguments],
         cwd=ROOT,
-        env=environment(),
+        env=environment(**changed),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -60,6 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Where a kill comes, in the order of the run, and the epochs that the attempt sees to their end.
+# What the first saves that sees the last epoch is damaged: that costs the next one interval.
 KILLS = [
     ("job.pipeline:load_data", 1, []),
     ("job.pipeline:Artifacts", 1, []),
@@ -68,7 +71,7 @@ KILLS = [
     ("job.train.checkpoint:move_folder", 1, [2]),  # the checkpoint is written, not renamed
     (STEP, 5, []),  # the second again
     ("job.pipeline:reference_of", 1, [2, 3]),
-    ("job.pipeline:verify_in_fresh_process", 1, []),
+    ("job.pipeline:verify_in_fresh_process", 1, [3]),
     ("job.publish:write_manifest", 1, []),
     ("job.publish:move_folder", 1, []),
 ]
@@ -81,10 +84,21 @@ def test_killed_at_every_stage_it_ends_with_the_same_bytes(whole: Path, tmp_path
         said = process.communicate()[1]
         assert process.returncode == -signal.SIGKILL, (moment, said)
         assert epochs(events(said)) == seen, moment
+        damaged = any(entry["event"] == "checkpoint_damaged" for entry in events(said))
+        assert damaged == (seen == [3]), moment
         assert not list((tmp_path / "runs").iterdir()), moment
+        if seen == [2, 3]:
+            (checkpoint,) = tmp_path.glob("work/runs/one/checkpoints/21")
+            (checkpoint / "tensors.safetensors").write_bytes(b"")
+    # Once more, after it became visible: it is published all the same.
+    process = disturbed("SIGKILL", "job.publish:_move_latest", 1, *options)
+    said = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, said
+    assert not (tmp_path / "latest").is_symlink()
     done = run_job("train", *KEYS, *options)
     assert done.returncode == 0, done.stderr
-    assert_as_if_never_cut_off(tmp_path / "runs" / "one", whole, len(KILLS))
+    assert "published_before" in done.stderr
+    assert_as_if_never_cut_off(tmp_path / "latest", whole, len(KILLS))
     assert not list((tmp_path / "work" / "runs").iterdir())
 
 
@@ -106,34 +120,6 @@ def test_two_threads_give_the_same_bytes_cut_off_or_not(tmp_path: Path) -> None:
     one, other = (tmp_path / name / "runs" / "one" for name in ("whole", "cut"))
     assert manifest_of(one)["device"]["threads"] == 2
     assert_as_if_never_cut_off(other, one, 1)
-
-
-def test_killed_after_it_became_visible_it_is_published_all_the_same(
-    whole: Path, tmp_path: Path
-) -> None:
-    options = ("--output", str(tmp_path), "--run-id", "one")
-    process = disturbed("SIGKILL", "job.publish:_move_latest", 1, *options)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "latest").is_symlink()
-    done = run_job("train", *KEYS, *options)
-    assert done.returncode == 0, done.stderr
-    assert "published_before" in done.stderr
-    assert_as_if_never_cut_off(tmp_path / "latest", whole, 0)
-    assert not list((tmp_path / "work" / "runs").iterdir())
-
-
-def test_a_damaged_newest_checkpoint_costs_one_interval_more(whole: Path, tmp_path: Path) -> None:
-    process = disturbed("SIGKILL", "job.pipeline:reference_of", 1, "--output", str(tmp_path))
-    process.communicate()
-    (checkpoint,) = tmp_path.glob("work/runs/*/checkpoints/21")
-    (checkpoint / "tensors.safetensors").write_bytes(b"")
-    done = run_job("train", *KEYS, "--output", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    said = events(done.stderr)
-    assert "checkpoint_damaged" in {entry["event"] for entry in said}
-    assert epochs(said) == [3]
-    assert_as_if_never_cut_off(tmp_path / "latest", whole, 1)
 
 
 # Signals.
@@ -170,33 +156,33 @@ def test_interrupted_at_every_stage_it_is_75_and_ends_with_the_same_bytes(
     whole: Path, tmp_path: Path
 ) -> None:
     assert len(MOMENTS) >= 20
+    log, output = tmp_path / "log", tmp_path / "out"
+    options = ("--output", str(output))
     attempts = 0
     for number, (moment, nth) in enumerate(MOMENTS):
         action = ("SIGTERM", "SIGINT")[number % 2]
-        process = disturbed(action, moment, nth, "--output", str(tmp_path))
+        process = disturbed(action, moment, nth, *options, JOB_TERMINATION_LOG=str(log))
         out, said = process.communicate()
         assert (process.returncode, out) == (75, ""), (moment, said)
         last = events(said)[-1]
         assert (last["code"], last["name"]) == (75, "INTERRUPTED"), moment
+        assert last["message"].startswith("INTERRUPTED (75): ")
         assert action in last["message"]
+        assert json.loads(log.read_text())["code"] == 75, moment
+        log.unlink()
         assert "Traceback" not in said
-        assert not list(tmp_path.glob("runs/*")), moment
+        assert not list(output.glob("runs/*")), moment
         attempts += any(entry["event"] == "start" for entry in events(said))
-    done = run_job("train", *KEYS, "--output", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert attempts > 15
-    resumed = manifest_of(tmp_path / "latest")["training"]["resumed"]
-    assert attempts <= resumed <= len(MOMENTS)  # a signal may come between the claim and its event
-    assert_as_if_never_cut_off(tmp_path / "latest", whole, resumed)
-    assert not list((tmp_path / "work" / "runs").iterdir())
-
-
-def test_a_signal_after_it_became_visible_changes_nothing(tmp_path: Path) -> None:
-    process = disturbed("SIGTERM", "job.publish:_move_latest", 1, "--output", str(tmp_path))
+    # One that comes after it became visible changes nothing.
+    process = disturbed("SIGTERM", "job.publish:_move_latest", 1, *options)
     out, said = process.communicate()
     assert process.returncode == 0, said
-    assert (tmp_path / "latest").is_dir()
-    assert out.startswith(str(tmp_path))
+    assert out.startswith(str(output))
+    assert attempts > 15
+    resumed = manifest_of(output / "latest")["training"]["resumed"]
+    assert attempts <= resumed <= len(MOMENTS)  # a signal may come between the claim and its event
+    assert_as_if_never_cut_off(output / "latest", whole, resumed)
+    assert not list((output / "work" / "runs").iterdir())
 
 
 @pytest.fixture
@@ -274,13 +260,16 @@ def test_a_process_that_helps_ends_with_the_one_it_helps(tmp_path: Path) -> None
 def test_without_an_id_only_the_same_configuration_is_adopted(tmp_path: Path) -> None:
     process = disturbed("SIGTERM", STEP, 3, "--output", str(tmp_path))
     process.communicate()
-    other = run_job("train", *KEYS, "seed=5", "--output", str(tmp_path))
-    assert other.returncode == 0, other.stderr
-    assert manifest_of(tmp_path / "latest")["training"]["resumed"] == 0
     (left,) = (tmp_path / "work" / "runs").iterdir()
+    load = "job.pipeline:load_data"
+    process = disturbed("SIGTERM", load, 1, "seed=5", "--output", str(tmp_path))
+    process.communicate()
+    assert process.returncode == 75
+    assert len(list((tmp_path / "work" / "runs").iterdir())) == 2
     # What may change between attempts: where it goes, and how often it is saved.
     same = run_job(
         "train", *KEYS, "train.checkpoint={every: 2}", "output.keep=3", "--output", str(tmp_path)
     )
     assert same.returncode == 0, same.stderr
     assert re.fullmatch(rf"{tmp_path}/runs/{left.name}\n", same.stdout)
+    assert manifest_of(tmp_path / "latest")["training"]["resumed"] == 1
