@@ -144,12 +144,17 @@ def job() -> Job:
 
 
 @pytest.fixture(scope="session")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output folder with one published run, to be read only."""
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An output folder with one published run, to be read only, and what stderr got."""
     folder = tmp_path_factory.mktemp("shared") / "artifacts"
     done = run_job("train", *SMALL, "--output", str(folder), "--run-id", "small")
     assert done.returncode == 0, done.stderr
-    return folder
+    return folder, done.stderr
+
+
+@pytest.fixture(scope="session")
+def output(small: tuple[Path, str]) -> Path:
+    return small[0]
 
 
 @pytest.fixture(scope="session")

@@ -75,16 +75,21 @@ def test_a_run_that_was_cut_off_goes_on_with_its_own_seed_and_the_next_draws_ane
 
 
 def test_running_its_id_again_finds_it_published(output: Path) -> None:
-    name = runs(output)[0].name
-    done = run_job("train", *KEYS, "seed=run", "--output", str(output), "--run-id", name)
+    run = runs(output)[0]
+    before = (run / "manifest.json").read_bytes()
+    done = run_job("train", *KEYS, "seed=run", "--output", str(output), "--run-id", run.name)
     assert done.returncode == 0, done.stderr
     assert "published_before" in done.stderr
 
+    assert done.stdout == f"{run}\n"
 
+    assert '"event": "epoch"' not in done.stderr
+    assert (run / "manifest.json").read_bytes() == before
 def test_its_published_config_reproduces_the_model_files(output: Path, tmp_path: Path) -> None:
     run = runs(output)[0]
     done = run_job("train", "--config", str(run / "job.yaml"), "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
+    assert "\noutput:" not in (run / "job.yaml").read_text()
     for name in FILES - {"report.html", "verification.json"}:
         assert (tmp_path / "latest" / name).read_bytes() == (run / name).read_bytes(), name
     assert manifest_of(tmp_path / "latest")["fingerprint"] == manifest_of(run)["fingerprint"]

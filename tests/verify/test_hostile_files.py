@@ -509,7 +509,8 @@ def test_verifying_leaves_folder_home_and_working_directory_as_they_were(watched
 def test_verifying_writes_nothing_outside_the_temporary_folder(watched: Watched) -> None:
     if watched.calls is None:
         pytest.skip("strace, which would watch the system calls, is not installed")
-    assert watched.done.returncode == 0, watched.done.stderr
+    verified = (0, f"{watched.places / 'folder'}\n")
+    assert (watched.done.returncode, watched.done.stdout) == verified, watched.done.stderr
     writing = [
         call
         for call in watched.calls
