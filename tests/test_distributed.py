@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,10 @@ from .test_resume import events
 KEYS = ("data.samples=4000", "train.epochs=2", "train.batch_size=384", "device=cpu", "threads=1")
 # Steps enough to meet the training in the middle.
 LONG = ("data.samples=400000", "train.epochs=50", "train.checkpoint={every_seconds: 0.2}")
+# Enough to be met in the middle, few enough to be run to the end.
+FEW = ("train.epochs=8", "data.samples=200000", "train.checkpoint={every: 100}")
+# What torchrun tells one process.
+OF_ONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
@@ -93,7 +98,52 @@ def checkpointed(folder: Path) -> bool:
     return any((folder / "output" / "work" / "runs").glob("one/checkpoints/[0-9]*"))
 
 
-def test_three_processes_publish_what_one_would(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes ran whose torchrun was told to end, to be read only."""
+    folder = tmp_path_factory.mktemp("cut")
+    with torchrun(folder, 2, *FEW, "--run-id", "one") as process:
+        eventually(lambda: any(e["event"] == "epoch" for e in said(folder)))
+        process.terminate()
+        assert process.wait(timeout=60) == 1  # torchrun's own; the log tells the job's
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes ran long of which one was told to end, to be read only."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with torchrun(folder, 2, *LONG, "--run-id", "one") as process:
+        eventually(lambda: any(e["event"] == "epoch" for e in said(folder)))
+        os.kill(worker(process, 1), signal.SIGTERM)
+        assert process.wait(timeout=60) == 1
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process under torchrun publishes, where torch.distributed refuses to be touched."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "one.py").write_text(
+        "import sys, torch\n"
+        "def refuse(*_, **__): raise SystemExit('touched')\n"
+        "torch.distributed.init_process_group = refuse\n"
+        "from job.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    options = ("--output", str(folder), "--run-id", "one")
+    done = subprocess.run(
+        [sys.executable, str(folder / "one.py"), "train", *KEYS, *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **OF_ONE},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "one"
+
+
+def test_three_processes_publish_what_one_would(alone: Path, tmp_path: Path) -> None:
     assert run(tmp_path / "three", 3, "--run-id", "one") == 0
     published = tmp_path / "three" / "output" / "runs" / "one"
     assert (tmp_path / "three" / "out").read_text() == f"{published}\n"
@@ -109,12 +159,9 @@ def test_three_processes_publish_what_one_would(tmp_path: Path) -> None:
     assert run(tmp_path / "three", 3, "--run-id", "one") == 0
     assert said(tmp_path / "three")[0]["event"] == "published_before"
 
-    alone = run_job("train", *KEYS, "--output", str(tmp_path / "alone"), "--run-id", "one")
-    assert alone.returncode == 0
-    single = tmp_path / "alone" / "runs" / "one"
-    assert manifest_of(single)["training"]["rows_by_rank"] == [3200]
-    assert manifest_of(single)["fingerprint"] != manifest["fingerprint"]
-    for got, wanted in zip(curve(published), curve(single), strict=True):
+    assert manifest_of(alone)["training"]["rows_by_rank"] == [3200]
+    assert manifest_of(alone)["fingerprint"] != manifest["fingerprint"]
+    for got, wanted in zip(curve(published), curve(alone), strict=True):
         assert got == pytest.approx(wanted, rel=1e-4)
 
 
@@ -189,32 +236,23 @@ def test_the_loss_curve_is_that_of_one_process(curves: Path, processes: int, cas
             assert losses == pytest.approx(single, rel=1e-4)
 
 
-def test_sigterm_to_torchrun_saves_and_the_same_number_goes_on(tmp_path: Path) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    few = ("train.epochs=8", "data.samples=200000", "train.checkpoint={every: 100}")
-    assert run(whole, 2, *few, "--run-id", "one") == 0
-    cut.mkdir()
-    with torchrun(cut, 2, *few, "--run-id", "one") as process:
-        eventually(lambda: any(e["event"] == "epoch" for e in said(cut)))
-        process.terminate()
-        assert process.wait(timeout=60) == 1  # torchrun's own; the log tells the job's
+def test_sigterm_to_torchrun_saves_and_the_same_number_goes_on(cut: Path, tmp_path: Path) -> None:
     assert (termination(cut)["code"], termination(cut)["name"]) == (75, "INTERRUPTED")
     assert checkpointed(cut)
-    assert run(cut, 2, *few, "--run-id", "one") == 0
-    assert any(entry["event"] == "resumed" for entry in said(cut))
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    assert run(whole, 2, *FEW, "--run-id", "one") == 0
+    shutil.copytree(cut, rest, symlinks=True)
+    assert run(rest, 2, *FEW, "--run-id", "one") == 0
+    assert any(entry["event"] == "resumed" for entry in said(rest))
     files = ("model.onnx", "model.safetensors", "model.torchscript.pt", "metrics.jsonl")
     for name in files:
-        one, other = (f / "output" / "runs" / "one" / name for f in (whole, cut))
+        one, other = (f / "output" / "runs" / "one" / name for f in (whole, rest))
         assert one.read_bytes() == other.read_bytes(), name
 
 
-def test_a_signal_to_one_process_stops_all_with_the_state_saved(tmp_path: Path) -> None:
-    with torchrun(tmp_path, 2, *LONG, "--run-id", "one") as process:
-        eventually(lambda: any(e["event"] == "epoch" for e in said(tmp_path)))
-        os.kill(worker(process, 1), signal.SIGTERM)
-        assert process.wait(timeout=60) == 1
-    assert termination(tmp_path)["code"] == 75
-    assert checkpointed(tmp_path)
+def test_a_signal_to_one_process_stops_all_with_the_state_saved(stopped: Path) -> None:
+    assert termination(stopped)["code"] == 75
+    assert checkpointed(stopped)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -239,21 +277,18 @@ runpy.run_module("job", run_name="__main__", alter_sys=True)
 """
 
 
-def test_a_silent_process_ends_the_job_which_says_why(tmp_path: Path) -> None:
+def test_a_silent_process_ends_the_job_which_says_why(stopped: Path, tmp_path: Path) -> None:
     """A stopped process keeps its connections: only time tells."""
     (tmp_path / "impatient.py").write_text(IMPATIENT)
-    with torchrun(tmp_path, 2, *LONG, "--run-id", "one") as process:
-        eventually(lambda: checkpointed(tmp_path))
-        process.terminate()
-        process.wait(timeout=60)
     # From a checkpoint: the first has something to hold, and no long silence is due before it.
+    shutil.copytree(stopped / "output", tmp_path / "output", symlinks=True)
     program = (str(tmp_path / "impatient.py"),)
     with torchrun(tmp_path, 2, *LONG, "--run-id", "one", program=program) as process:
         eventually(lambda: any(e["event"] == "epoch" for e in said(tmp_path)))
-        stopped = worker(process, 0)
-        os.kill(stopped, signal.SIGSTOP)
+        silent = worker(process, 0)
+        os.kill(silent, signal.SIGSTOP)
         eventually(lambda: any(e["event"] == "end" for e in said(tmp_path)))
-        os.kill(stopped, signal.SIGKILL)  # as torchrun does half a minute later
+        os.kill(silent, signal.SIGKILL)  # as torchrun does half a minute later
         assert process.wait(timeout=60) == 1
     entry = termination(tmp_path)
     assert entry["code"] == 74
@@ -261,14 +296,11 @@ def test_a_silent_process_ends_the_job_which_says_why(tmp_path: Path) -> None:
     assert checkpointed(tmp_path)
 
 
-def test_another_number_of_processes_goes_on_and_says_why_bytes_may_differ(tmp_path: Path) -> None:
-    few = ("train.epochs=8", "data.samples=200000")
-    with torchrun(tmp_path, 2, *few, "--run-id", "one") as process:
-        eventually(lambda: checkpointed(tmp_path))
-        process.terminate()
-        process.wait(timeout=60)
-    rest = (*few, "--output", str(tmp_path / "output"), "--run-id", "one")
-    done = run_job("train", *KEYS, *rest)
+def test_another_number_of_processes_goes_on_and_says_why_bytes_may_differ(
+    cut: Path, tmp_path: Path
+) -> None:
+    output = shutil.copytree(cut / "output", tmp_path / "output", symlinks=True)
+    done = run_job("train", *KEYS, *FEW, "--output", str(output), "--run-id", "one")
     assert done.returncode == 0, done.stderr
     names = [entry["event"] for entry in events(done.stderr)]
     assert "resumed" in names
@@ -278,7 +310,7 @@ def test_another_number_of_processes_goes_on_and_says_why_bytes_may_differ(tmp_p
 
 
 def test_torchrun_restarts_and_the_run_resumes(tmp_path: Path) -> None:
-    few = ("data.samples=200000", "train.epochs=20", "train.checkpoint={every_seconds: 0.2}")
+    few = ("data.samples=200000", "train.epochs=8", "train.checkpoint={every_seconds: 0.2}")
     restarts = ("--max-restarts=1", "--monitor-interval=0.2")
     with torchrun(tmp_path, 2, *few, "--run-id", "one", options=restarts) as process:
         eventually(lambda: checkpointed(tmp_path))
@@ -332,26 +364,10 @@ def test_nobody_succeeds_before_the_first_has(
     assert ((tmp_path / "code0").read_text(), (tmp_path / "code1").read_text()) == codes
 
 
-def test_one_process_never_touches_torch_distributed(tmp_path: Path) -> None:
+def test_one_process_never_touches_torch_distributed(alone: Path) -> None:
     """Nor one under torchrun: there is nobody to talk to."""
-    (tmp_path / "one.py").write_text(
-        "import sys, torch\n"
-        "def refuse(*_, **__): raise SystemExit('touched')\n"
-        "torch.distributed.init_process_group = refuse\n"
-        "from job.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    number, size = ("RANK", "LOCAL_RANK"), ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    torchruns = dict.fromkeys(number, "0") | dict.fromkeys(size, "1")
-    assert ranks_of(torchruns) == ranks_of({}) == Ranks()
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "one.py"), "train", *KEYS, "--output", str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **torchruns},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    assert ranks_of(OF_ONE) == ranks_of({}) == Ranks()
+    assert manifest_of(alone)["device"]["world_size"] == 1
 
 
 def test_shares_are_even_and_all() -> None:
