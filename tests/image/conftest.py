@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, manifest_of
 
 # The least that a container can be given. In /dev/shm, where the image has its temporary files, no
 # model has room.
@@ -138,8 +138,7 @@ class Training:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        manifest: dict[str, Any] = json.loads((self.published / "manifest.json").read_text())
-        return manifest
+        return manifest_of(self.published)
 
 
 # The image's own user, and one that the image has never heard of.

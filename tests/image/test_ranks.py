@@ -12,7 +12,7 @@ import yaml
 
 from tests.conftest import ROOT, eventually, manifest_of
 
-from .conftest import LOCKED_DOWN, SHORT, Image, call, output_of
+from .conftest import LOCKED_DOWN, Image, call, output_of
 
 OVERLAY = ROOT / "deploy" / "kubernetes" / "overlays" / "distributed" / "kustomization.yaml"
 
@@ -82,22 +82,13 @@ def pair(image: Image, network: str, folder: Path, *overrides: str) -> Iterator[
             process.wait()
 
 
-def test_two_containers_are_two_ranks_of_one_run(image: Image, network: str, folder: Path) -> None:
-    """By the overlay's own command; what only the first mounts, the second does not miss."""
-    with pair(image, network, folder, *SHORT) as both:
-        assert both.end(600) == [(0, "/artifacts/runs/two\n"), (0, "")], both.err(0).read_text()
-    manifest = manifest_of(folder / "runs" / "two")
-    assert manifest["device"]["world_size"] == 2
-    assert sum(manifest["training"]["rows_by_rank"]) == 16000
-    assert len(manifest["training"]["rows_by_rank"]) == 2
-    done = image.run("verify", "/artifacts/runs/two", options=LOCKED_DOWN, folder=folder)
-    assert done.returncode == 0, done.stderr
-
-
 def test_a_lost_or_stopped_container_ends_both_and_the_run_resumes(
     image: Image, network: str, folder: Path
 ) -> None:
-    """A node that is gone, then a pod that is evicted: each time the one that holds nothing."""
+    """A node that is gone, then a pod that is evicted: each time the one that holds nothing.
+
+    By the overlay's own command; what only the first mounts, the second does not miss.
+    """
     keys = ("data.samples=200000", "train.epochs=100")
     for how, code in ((("kill",), 74), (("stop", "--time", "120"), 75)):
         with pair(image, network, folder, *keys) as both:
@@ -109,4 +100,10 @@ def test_a_lost_or_stopped_container_ends_both_and_the_run_resumes(
         image.run("/artifacts/termination", options=("--entrypoint", "rm"), folder=folder, user=0)
     with pair(image, network, folder, *keys) as both:
         assert both.end(600) == [(0, "/artifacts/runs/two\n"), (0, "")], both.err(0).read_text()
-    assert manifest_of(folder / "runs" / "two")["training"]["resumed"] == 2
+    manifest = manifest_of(folder / "runs" / "two")
+    assert manifest["training"]["resumed"] == 2
+    assert manifest["device"]["world_size"] == 2
+    assert sum(manifest["training"]["rows_by_rank"]) == 160000
+    assert len(manifest["training"]["rows_by_rank"]) == 2
+    done = image.run("verify", "/artifacts/runs/two", options=LOCKED_DOWN, folder=folder)
+    assert done.returncode == 0, done.stderr
