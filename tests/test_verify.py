@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from job.config import load_config
-from job.errors import DataError, ExportMismatch, JobError
-from job.export import Exporter, trace, write_goldens, write_torchscript
+from job.errors import ExportMismatch, JobError
+from job.export import Exporter, write_goldens
 from job.manifest import read_manifest
 from job.model import MLP, build_model
 from job.train import predict
@@ -35,10 +34,10 @@ from job.verify.compare import compare
 from job.verify.engines import load_onnx
 from job.verify.oracle import ACTIVATIONS, Answer, Oracle
 from job.verify.published import reference_of
-from job.verify.weights import read_safetensors
 
 from .conftest import Boot, verify_in_a_worker
 from .verify.folders import rehash
+from .verify.models import Sample, sample
 
 CPU = torch.device("cpu")
 Array = NDArray[Any]
@@ -59,12 +58,6 @@ def random_model(
         for parameter in model.network.parameters():
             parameter.mul_(float(draw.uniform(0.5, 3)))
     return model, x
-
-
-def reference_to(model: MLP, activation: str, x: Array) -> Reference:
-    return Reference.of_model(
-        model.weights(), activation, (1, 2, 7, 64), x[:64], lambda rows: predict(model, rows, CPU)
-    )
 
 
 # The oracle.
@@ -207,14 +200,15 @@ def test_the_battery_holds_every_class_of_input() -> None:
 # Wrong exports.
 
 
+def small_sample(seed: int) -> Sample:
+    return sample(seed, (16, 8), "relu", x_mean=3, x_std=2, y_mean=-1, y_std=5)
+
+
 @pytest.fixture(scope="module")
 def right(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reference]:
     """A faithful export of a small model, and its reference."""
     folder = tmp_path_factory.mktemp("right")
-    model, x = random_model(1, [16, 8], "relu")
-    reference = reference_to(model, "relu", x)
-    write_goldens(folder, reference.golden_input, reference.golden_output)
-    Exporter(model, load_config(None)).write(model.weights(), folder, "f" * 64)
+    reference = small_sample(1).export(folder)
     verify_files(folder, reference).require_agreement()
     return folder, reference
 
@@ -239,162 +233,11 @@ def no_bias(name: str, values: Array) -> Array:
     return values * 0 if name == "network.0.bias" else values
 
 
-def permuted(name: str, values: Array) -> Array:
-    return values[:, ::-1].copy() if name == "network.0.weight" else values
-
-
-def through_float16(name: str, values: Array) -> Array:
-    return values.astype(np.float16)
-
-
-def not_standardised(name: str, values: Array) -> Array:
-    return {"input.mean": values * 0, "input.std": values * 0 + 1}.get(name, values)
-
-
-def swap_activation(proto: onnx.ModelProto) -> None:
-    for node in proto.graph.node:
-        if node.op_type == "Relu":
-            node.op_type = "Sigmoid"
-
-
-def frozen_batch(proto: onnx.ModelProto) -> None:
-    for value in (proto.graph.input[0], proto.graph.output[0]):
-        value.type.tensor_type.shape.dim[0].dim_value = 2
-
-
-def renamed_input(proto: onnx.ModelProto) -> None:
-    for node in proto.graph.node:
-        for index, name in enumerate(node.input):
-            if name == "input":
-                node.input[index] = "features"
-    proto.graph.input[0].name = "features"
-
-
-def append(proto: onnx.ModelProto, operator: str, inputs: list[str], **attributes: Any) -> None:
-    """Puts one more node between the last and the output."""
-    for node in proto.graph.node:
-        node.output[:] = ["before" if name == "output" else name for name in node.output]
-    proto.graph.node.append(onnx.helper.make_node(operator, inputs, ["output"], **attributes))
-
-
-def constant(proto: onnx.ModelProto, name: str, values: Array) -> None:
-    node = onnx.helper.make_node(
-        "Constant", [], [name], value=onnx.numpy_helper.from_array(values, name)
-    )
-    proto.graph.node.insert(0, node)
-
-
-def nan_is_zero(proto: onnx.ModelProto) -> None:
-    append(proto, "Where", ["isnan", "zero", "before"])
-    proto.graph.node.insert(
-        len(proto.graph.node) - 1, onnx.helper.make_node("IsNaN", ["before"], ["isnan"])
-    )
-    constant(proto, "zero", np.zeros(1, np.float32))
-
-
-def clipped(proto: onnx.ModelProto) -> None:
-    append(proto, "Clip", ["before", "low", "high"])
-    constant(proto, "low", np.array(-100, np.float32))
-    constant(proto, "high", np.array(100, np.float32))
-
-
-def squeezed(proto: onnx.ModelProto) -> None:
-    append(proto, "Squeeze", ["before"])
-    del proto.graph.output[0].type.tensor_type.shape.dim[1:]
-
-
-def as_double(proto: onnx.ModelProto) -> None:
-    append(proto, "Cast", ["before"], to=onnx.TensorProto.DOUBLE)
-    proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
-
-
-def mixed_rows(proto: onnx.ModelProto) -> None:
-    """An answer that depends on the row's neighbours: right for a batch of one."""
-    append(proto, "ReduceMean", ["before", "axis"], keepdims=1)
-    constant(proto, "axis", np.array([0], np.int64))
-
-
-def external_data(proto: onnx.ModelProto) -> None:
-    initializer = proto.graph.initializer[0]
-    onnx.external_data_helper.set_external_data(initializer, "elsewhere.bin")
-    initializer.ClearField("raw_data")
-    initializer.data_location = onnx.TensorProto.EXTERNAL
-
-
-@pytest.mark.parametrize(
-    "mutate",
-    [
-        edit_weights(one_weight),
-        edit_weights(no_bias),
-        edit_weights(permuted),
-        edit_weights(through_float16),
-        edit_weights(not_standardised),
-        swap_activation,
-        frozen_batch,
-        renamed_input,
-        nan_is_zero,
-        clipped,
-        squeezed,
-        as_double,
-        mixed_rows,
-        external_data,
-    ],
-)
-def test_a_wrong_onnx_file_is_refused(
-    mutate: Callable[[onnx.ModelProto], None], right: tuple[Path, Reference], tmp_path: Path
-) -> None:
-    folder = shutil.copytree(right[0], tmp_path / "wrong")
-    proto = onnx.load(folder / "model.onnx")
-    mutate(proto)
-    (folder / "model.onnx").write_bytes(proto.SerializeToString())
-    verification = verify_files(folder, right[1])
-    assert verification.faults
-    assert all(fault.startswith("model.onnx") for fault in verification.faults)
-    with pytest.raises(ExportMismatch, match=r"model\.onnx"):
-        verification.require_agreement()
-
-
-class Wrapped(nn.Module):
-    """The right model with something wrong around it; its weights keep their names."""
-
-    def __init__(self, model: MLP, wrong: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()
-        self.input, self.network, self.output = model.input, model.network, model.output
-        self.wrong = wrong
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.wrong(self.output(self.network(self.input(x))))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda y: y + 0.01,
-        lambda y: y[:, 0],
-        lambda y: (y, y),
-        lambda y: y.double(),
-        lambda y: torch.nan_to_num(y),
-        lambda y: y[:2].repeat(y.shape[0] // 2 + 1, 1)[: y.shape[0]],
-    ],
-)
-def test_a_wrong_torchscript_file_is_refused(
-    wrong: Callable[[torch.Tensor], torch.Tensor], right: tuple[Path, Reference], tmp_path: Path
-) -> None:
-    folder = shutil.copytree(right[0], tmp_path / "wrong")
-    model, _ = random_model(1, [16, 8], "relu")
-    example = torch.zeros(4, 10)
-    write_torchscript(trace(Wrapped(model, wrong), example), folder / "model.torchscript.pt")
-    verification = verify_files(folder, right[1])
-    assert verification.faults
-    assert all(fault.startswith("model.torchscript.pt") for fault in verification.faults)
-
-
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of another model of the same shape."""
     folder = tmp_path_factory.mktemp("other")
-    model, _ = random_model(2, [16, 8], "relu")
-    Exporter(model, load_config(None)).write(model.weights(), folder, "f" * 64)
+    small_sample(2).export(folder)
     return folder
 
 
@@ -484,16 +327,6 @@ def test_a_verifying_process_that_ends_badly_after_its_result_is_no_pass(
         verify_in_a_worker(*right, tmp_path)
 
 
-# safetensors without its library.
-
-
-def test_safetensors_is_read_as_its_library_reads_it(right: tuple[Path, Reference]) -> None:
-    content = (right[0] / "model.safetensors").read_bytes()
-    ours, theirs = read_safetensors(content), safetensors.numpy.load(content)
-    assert ours.keys() == theirs.keys()
-    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
-
-
 # A published folder.
 
 
@@ -543,23 +376,3 @@ def test_wrong_weights_with_fitting_hashes_are_refused(published: Path, tmp_path
     rehash(copy)
     faults = verify_published(copy).faults
     assert any("holds other values in 1 of 100 elements of network.2.weight" in f for f in faults)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model": {}},
-        {"model": {"activation": "bogus"}},
-        {"verification": {"batches": "x"}},
-        {"files": {"../../etc/passwd": {"sha256": "0"}}},
-        {"files": []},
-        {"contract": 2},
-    ],
-)
-def test_a_malformed_manifest_with_a_fitting_hash_is_refused(
-    change: dict[str, Any], published: Path, tmp_path: Path
-) -> None:
-    copy = shutil.copytree(published, tmp_path / "copy")
-    rehash(copy, lambda manifest: manifest.update(change))
-    with pytest.raises(DataError):
-        verify_published(copy)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -71,76 +70,18 @@ def positive_sample() -> Sample:
     return s
 
 
-def first(proto: onnx.ModelProto, operator: str, *, after: str = "input") -> None:
-    """Puts an operator between the input and all that read it."""
-    for node in proto.graph.node:
-        node.input[:] = ["changed" if name == after else name for name in node.input]
-    proto.graph.node.insert(0, onnx.helper.make_node(operator, [after], ["changed"]))
-
-
-def magnitude_of_input(proto: onnx.ModelProto) -> None:
-    first(proto, "Abs")
-
-
-def negative_input_is_zero(proto: onnx.ModelProto) -> None:
-    first(proto, "Relu")
-
-
-def slightly_larger(proto: onnx.ModelProto) -> None:
-    """All weights are right; the answers are not."""
-    for node in proto.graph.node:
-        node.output[:] = ["before" if name == "output" else name for name in node.output]
-    factor = onnx.numpy_helper.from_array(np.array(1.0001, np.float32), "factor")
-    proto.graph.node.append(onnx.helper.make_node("Constant", [], ["factor"], value=factor))
-    proto.graph.node.append(onnx.helper.make_node("Mul", ["before", "factor"], ["output"]))
-
-
-def second_output(proto: onnx.ModelProto) -> None:
-    proto.graph.node.append(onnx.helper.make_node("Identity", ["output"], ["more"]))
-    proto.graph.output.append(proto.graph.output[0])
-    proto.graph.output[1].name = "more"
-
-
-def batch_of_another_name(proto: onnx.ModelProto) -> None:
-    for value in (proto.graph.input[0], proto.graph.output[0]):
-        value.type.tensor_type.shape.dim[0].dim_param = "s77"
-
-
-def a_weight_too_many(proto: onnx.ModelProto) -> None:
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(3, np.float32), "more"))
-
-
-def one_part_in_a_thousand(proto: onnx.ModelProto) -> None:
-    weight = next(w for w in proto.graph.initializer if w.name == "network.2.weight")
-    values = onnx.numpy_helper.to_array(weight).copy()
-    values[3, 3] *= np.float32(1.001)
-    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
-
-
-@pytest.mark.parametrize(
-    ("mutate", "reason"),
-    [
-        (magnitude_of_input, "scale -1: "),
-        (negative_input_is_zero, "scale -1: "),
-        (slightly_larger, "outside the bound"),
-        (second_output, "the answer is a list"),
-        (batch_of_another_name, "the signature is"),
-        (a_weight_too_many, "holds more, which the trained model has not"),
-        (one_part_in_a_thousand, "other values in 1 of 256 elements of network.2.weight"),
-    ],
-)
-def test_a_wrong_onnx_file_is_refused_with_its_reason(
-    mutate: Callable[[onnx.ModelProto], None],
-    reason: str,
-    positive: tuple[Path, Reference],
-    tmp_path: Path,
+@pytest.mark.parametrize("operator", ["Abs", "Relu"])
+def test_what_only_negative_inputs_show_is_refused(
+    operator: str, positive: tuple[Path, Reference], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(positive[0], tmp_path / "wrong")
     proto = onnx.load(folder / "model.onnx")
-    mutate(proto)
+    for node in proto.graph.node:
+        node.input[:] = ["changed" if name == "input" else name for name in node.input]
+    proto.graph.node.insert(0, onnx.helper.make_node(operator, ["input"], ["changed"]))
     (folder / "model.onnx").write_bytes(proto.SerializeToString())
     faults = verify_files(folder, positive[1]).faults
-    assert any(reason in fault for fault in faults), faults
+    assert any("scale -1: " in fault for fault in faults), faults
     assert all(fault.startswith("model.onnx") for fault in faults)
 
 
@@ -168,27 +109,23 @@ def other_activation(m: MLP, x: torch.Tensor) -> torch.Tensor:
     "forward",
     [
         other_activation,
-        lambda m, x: m.output(m.network(m.input(x.flip(1)))),
-        lambda m, x: m.output(m.network(x)),
         lambda m, x: m.network(m.input(x)),
+        lambda m, x: m.output(m.network(m.input(x))) + 0.01,
         lambda m, x: m.output(m.network(m.input(x.abs()))),
         lambda m, x: m.output(m.network(m.input(x.clamp(-1e3, 1e3)))),
         lambda m, x: m.output(m.network(m.input(x.half().float()))),
         lambda m, x: m.output(m.network(m.input(x))).sum(1),
-        lambda m, x: m.output(m.network(m.input(x)))[:2],
         lambda m, x: m.output(m.network(m.input(torch.where(x > 1e4, torch.nan, x)))),
         lambda m, x: (m.output(m.network(m.input(x))),),
     ],
     ids=[
         "activation",
-        "columns",
-        "not standardised",
         "not unstandardised",
+        "moved",
         "magnitude",
         "clamped",
         "float16",
         "squeezed",
-        "two rows",
         "NaN on outliers",
         "a tuple",
     ],
