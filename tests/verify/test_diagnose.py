@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
@@ -19,6 +18,7 @@ from tests.conftest import Boot, verify_in_a_worker
 
 from .models import sample
 from .test_exports import Wrong
+from .test_rules import program
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +102,8 @@ def test_an_input_that_cannot_be_run_is_found_too(
 ) -> None:
     """Only even batches: one row alone shows it; what is inside cannot be seen."""
     folder = shutil.copytree(right[0], tmp_path / "wrong")
-    proto = onnx.load(folder / "model.onnx")
-    proto.graph.node[-1].output[0] = "x"
-    text = "p (float x) => (float output) { s = Constant <value_ints = [2, -1]> ()  "
-    text += "t = Constant <value_ints = [-1, 1]> ()  a = Reshape(x, s)  output = Reshape(a, t) }"
-    proto.graph.node.extend(onnx.parser.parse_graph(text).node)
-    (folder / "model.onnx").write_bytes(proto.SerializeToString())
+    text = "a = Reshape(x, pairs)  output = Reshape(a, rows)"
+    program(text, pairs=[2, -1], rows=[-1, 1])(folder, right[1])
     found = diagnosed(folder, right[1])
     assert (list(found.rows), found.first_layer, found.layers) == ([0], None, {})
     assert "cannot be run" in found.reason
