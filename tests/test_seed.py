@@ -67,6 +67,8 @@ def test_a_run_that_was_cut_off_goes_on_with_its_own_seed_and_the_next_draws_ane
         assert f"seed: {seed}\n" in (run / "job.yaml").read_text()
     assert manifest_of(first)["data"]["sha256"] != manifest_of(second)["data"]["sha256"]
     assert manifest_of(first)["fingerprint"] != manifest_of(second)["fingerprint"]
+    for name in ("model.onnx", "model.safetensors", "golden/input.npy", "metrics.jsonl"):
+        assert (first / name).read_bytes() != (second / name).read_bytes(), name
     # Their names share the fingerprint of the configuration as it is written.
     names = [re.fullmatch(r"\d{8}T\d{6}Z-([0-9a-f]{8})-[0-9a-f]{6}", r.name) for r in runs(output)]
     assert names[0] is not None
@@ -79,17 +81,17 @@ def test_running_its_id_again_finds_it_published(output: Path) -> None:
     before = (run / "manifest.json").read_bytes()
     done = run_job("train", *KEYS, "seed=run", "--output", str(output), "--run-id", run.name)
     assert done.returncode == 0, done.stderr
-    assert "published_before" in done.stderr
-
     assert done.stdout == f"{run}\n"
-
+    assert "published_before" in done.stderr
     assert '"event": "epoch"' not in done.stderr
     assert (run / "manifest.json").read_bytes() == before
+
+
 def test_its_published_config_reproduces_the_model_files(output: Path, tmp_path: Path) -> None:
     run = runs(output)[0]
+    assert "\noutput:" not in (run / "job.yaml").read_text()
     done = run_job("train", "--config", str(run / "job.yaml"), "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "\noutput:" not in (run / "job.yaml").read_text()
     for name in FILES - {"report.html", "verification.json"}:
         assert (tmp_path / "latest" / name).read_bytes() == (run / name).read_bytes(), name
     assert manifest_of(tmp_path / "latest")["fingerprint"] == manifest_of(run)["fingerprint"]

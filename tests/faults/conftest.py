@@ -1,5 +1,6 @@
 import re
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,10 +15,18 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def whole(trace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny run that nothing disturbs; where there is strace, it writes down what it does."""
+def undisturbed(trace: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The tiny run that nothing disturbs, and its seconds; where there is strace, it writes down
+    what it does, which takes longer."""
     before = traced(trace) if shutil.which("strace") else ()
-    return finish(tmp_path_factory.mktemp("undisturbed"), "one", *before)
+    start = time.monotonic()
+    folder = finish(tmp_path_factory.mktemp("undisturbed"), "one", *before)
+    return folder, time.monotonic() - start
+
+
+@pytest.fixture(scope="session")
+def whole(undisturbed: tuple[Path, float]) -> Path:
+    return undisturbed[0]
 
 
 @pytest.fixture(scope="session")

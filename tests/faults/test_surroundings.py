@@ -2,38 +2,14 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 import job.cli
-from tests.conftest import ROOT
 
-from .campaign import TINY, assert_same, assert_sound, finish, share
-
-
-def test_without_home_language_or_a_reader_the_bytes_are_the_same(
-    whole: Path, tmp_path: Path
-) -> None:
-    """No HOME, LANG=C, stdout closed, and a folder where not even root can write."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-m", "job", "train", "--config", str(ROOT / "job.yaml"), *TINY]
-    done = subprocess.run(
-        [*command, "--output", str(tmp_path), "--run-id", "one"],
-        cwd="/proc",
-        env={"PATH": os.environ["PATH"], "LANG": "C", "PYTHONPATH": str(ROOT)},
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    os.close(writer)
-    assert done.returncode == 0, done.stderr
-    assert_same(tmp_path / "runs" / "one", whole)
+from .campaign import TINY, assert_sound, finish, share
 
 
 @pytest.mark.slow
