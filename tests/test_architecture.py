@@ -186,13 +186,15 @@ def test_a_light_module_stays_light(module: str, absent: tuple[str, ...]) -> Non
     assert done.stdout.strip() == "[]"
 
 
-def test_a_run_does_not_import_torchs_compiler(tmp_path: Path) -> None:
-    """Its optimizers would."""
+def test_a_quiet_run_prints_its_path_alone_and_does_not_import_torchs_compiler(
+    tmp_path: Path,
+) -> None:
+    """Torch's own optimizers would."""
     code = (
         "import sys; from job.cli import main; code = main(sys.argv[1:]);"
         "print(code, 'torch._dynamo' in sys.modules)"
     )
-    arguments = ["train", "--quiet", *SMALL, f"--output={tmp_path}"]
+    arguments = ["train", "--quiet", *SMALL, f"--output={tmp_path}", "--run-id=q"]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
@@ -200,4 +202,4 @@ def test_a_run_does_not_import_torchs_compiler(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.splitlines()[-1] == "0 False"
+    assert (done.stdout, done.stderr) == (f"{tmp_path}/runs/q\n0 False\n", "")

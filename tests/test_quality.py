@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,20 +55,21 @@ def test_every_metric_can_be_a_gate() -> None:
     assert set(config.quality.metrics) == {"r2", "excess_risk"}
 
 
-def test_unmet_leaves_evidence_and_the_last_good_model(job: Job, tmp_path: Path) -> None:
-    output = ("--output", str(tmp_path))
-    met = job("train", *SMALL, *output, "quality.metrics={r2: {min: -100}, mse: {max: 1e9}}")
-    assert met.returncode == 0, met.stderr
-    good = (tmp_path / "latest").resolve()
-    unmet = job("train", *SMALL, *output, "quality.metrics={r2: {min: 0.999}}", "--run-id", "bad")
+def test_unmet_leaves_evidence_and_the_last_good_model(
+    output: Path, job: Job, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(output, tmp_path / "out", symlinks=True)
+    good = (folder / "latest").resolve()
+    gate = "quality.metrics={r2: {min: 0.999}}"
+    unmet = job("train", *SMALL, gate, "--output", str(folder), "--run-id", "bad")
     assert (unmet.returncode, unmet.stdout) == (82, "")
     assert "test r2 is 0." in json.loads(unmet.stderr.splitlines()[-1])["message"]
-    assert (tmp_path / "latest").resolve() == good
-    evidence = tmp_path / "failed" / "bad"
+    assert (folder / "latest").resolve() == good
+    evidence = folder / "failed" / "bad"
     assert {path.name for path in evidence.iterdir()} == {"report.html", "metrics.jsonl"}
     said = words((evidence / "report.html").read_text())
     assert said.startswith("QUALITY (82): nothing was published")
     assert "r2" in said
     assert "must be at least 0.999" in said
     assert json.loads((evidence / "metrics.jsonl").read_text().splitlines()[0])["epoch"] == 1
-    assert not list((tmp_path / "work" / "runs").iterdir())
+    assert not list((folder / "work" / "runs").iterdir())
