@@ -47,16 +47,16 @@ def test_a_broken_library_is_found_while_the_model_is_trained(
     assert end_of(tmp_path / "out", env)["code"] in (70, 81)
 
 
+CLASSES = ("data.kind=gaussians", "train.loss=cross_entropy")
+
+
 @pytest.mark.parametrize(
     "keys",
     [
-        (),
-        ("model.hidden=[]",),
-        ("model.hidden=[8, 4]", "model.activation=gelu"),
-        ("data.kind=gaussians", "train.loss=cross_entropy"),
+        # The warmup is of the training's own steps.
+        ("data.kind=noise", "data.noise=0.0", "model.hidden=[]", "train.schedule.warmup=100"),
+        (*CLASSES, "model.hidden=[8, 4]", "model.activation=gelu"),
         ("data.kind=noise", "data.features=1", "data.samples=100000000000", "data.test=1e-6"),
-        ("data.kind=noise", "data.noise=0.0"),
-        ("train.schedule.warmup=100",),  # of the training's own steps
     ],
 )
 def test_every_faithful_model_passes(keys: tuple[str, ...], tmp_path: Path) -> None:
