@@ -1,9 +1,13 @@
 """What many tests share: the real command, and one small published run."""
 
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from job import durable
 from job.forkserver import ForkServer
 from job.verify import Reference, Verification, verify_in_fresh_process
 
@@ -91,6 +96,29 @@ def run_job(
     )
 
 
+def run_on_a_terminal(command: list[str], **environment: str) -> tuple[int, str]:
+    """Exit code and all that the terminal got, what was written over too."""
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    left_out = ("JOB", "MAKE", "MFLAGS", "NO_COLOR")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(left_out)} | {"TERM": "xterm"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=kept | environment, stdin=terminal, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    seen = b""
+    while True:
+        try:
+            part = os.read(controller, 65536)
+        except OSError:  # how Linux tells that the other end is closed
+            break
+        if not part:
+            break
+        seen += part
+    os.close(controller)
+    return process.wait(), seen.decode().replace("\r\n", "\n")
+
+
 def verify_in_a_worker(folder: Path, reference: Reference, work: Path) -> Verification:
     """`verify_in_fresh_process` with a fork server of its own."""
     with ForkServer() as server:
@@ -136,6 +164,25 @@ export.write_onnx = wrong
 def wrong_bias(spared: str = "nothing") -> str:
     """For `boot`: every ONNX file is wrong, but those of the fingerprint `spared`."""
     return _WRONG_BIAS.replace("SPARED", spared)
+
+
+@pytest.fixture
+def on_disk(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was fsynced and renamed so far, in its order, by name."""
+    done: list[str] = []
+    fsync, rename = durable.fsync, os.rename
+
+    def synced(path: Path) -> None:
+        fsync(path)
+        done.append(path.name)
+
+    def renamed(source: Path, target: Path) -> None:
+        rename(source, target)
+        done.append(f"{source.name} -> {target.name}")
+
+    monkeypatch.setattr(durable, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    return done
 
 
 @pytest.fixture

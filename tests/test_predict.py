@@ -1,16 +1,11 @@
 """Rows through a published model."""
 
-import contextlib
 import datetime
-import fcntl
 import json
 import os
-import pty
 import shutil
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +19,7 @@ from numpy.typing import NDArray
 from job import predict
 from job.errors import DataError, ExitCode, UsageError
 
-from .conftest import ROOT, Job
+from .conftest import ROOT, Job, run_on_a_terminal
 
 
 @pytest.fixture
@@ -35,12 +30,12 @@ def rows(tmp_path: Path) -> Path:
 
 
 def test_the_goldens_come_out_again(published: Path, job: Job, tmp_path: Path) -> None:
-    assert len(golden) >= 32
     target = tmp_path / "answers.npy"
     source = published / "golden" / "input.npy"
     done = job("predict", str(published), "--input", str(source), "--output", str(target))
     assert (done.returncode, done.stdout) == (0, f"{target}\n")
     answers, golden = np.load(target), np.load(published / "golden" / "output.npy")
+    assert len(golden) >= 32
     assert (answers.dtype, answers.shape) == (golden.dtype, golden.shape)
     np.testing.assert_allclose(answers, golden, rtol=1e-5, atol=1e-5)
 
@@ -286,17 +281,8 @@ def test_a_bar_is_shown_on_a_terminal(
 ) -> None:
     (tmp_path / "rows.csv").write_text(csv_of(NAMES, [["1"] * 10] * 50))
     files = ("--input", str(tmp_path / "rows.csv"), "--output", str(tmp_path / "out.csv"))
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    with open(ours, "rb", buffering=0) as terminal:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "job", "predict", str(published), *files, *flags],
-            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs,
-        )  # fmt: skip
-        os.close(theirs)
-        said = b""
-        with contextlib.suppress(OSError):  # the terminal's end
-            while part := terminal.read(4096):
-                said += part
-        assert process.wait() == 0
-    assert (b"/50.0 " in said) is shown, said
+    command = [sys.executable, "-m", "job", "predict", str(published), *files, *flags]
+    # stdout is none: the bar is on stderr.
+    code, seen = run_on_a_terminal(["sh", "-c", 'exec "$@" > /dev/null', "sh", *command])
+    assert code == 0, seen
+    assert ("/50.0 " in seen) is shown, seen

@@ -1,49 +1,18 @@
 """What README promises is seen to happen: its transcript, its table, its snippet."""
 
-import fcntl
-import json
-import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
 
 from job.errors import ExitCode
 
-from .conftest import ROOT, Job
+from .conftest import ROOT, Job, manifest_of, run_on_a_terminal
 
 README = (ROOT / "README.md").read_text()
-
-
 COLOUR = re.compile(r"\x1b\[\d*m")
-
-
-def run_on_a_terminal(command: list[str], **environment: str) -> tuple[int, str]:
-    """Exit code and all that the terminal got, what was written over too."""
-    controller, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    left_out = ("JOB", "MAKE", "MFLAGS", "NO_COLOR")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(left_out)} | {"TERM": "xterm"}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=kept | environment, stdin=terminal, stdout=terminal, stderr=terminal
-    )
-    os.close(terminal)
-    seen = b""
-    while True:
-        try:
-            part = os.read(controller, 65536)
-        except OSError:  # how Linux tells that the other end is closed
-            break
-        if not part:
-            break
-        seen += part
-    os.close(controller)
-    return process.wait(), seen.decode().replace("\r\n", "\n")
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +97,7 @@ def test_a_bar_shows_epoch_losses_rate_and_remaining_time(
 def test_the_transcripts_result_is_the_runs(default_run: tuple[Path, str]) -> None:
     promised = re.search(r"test mse ([\d.]+)", README)
     assert promised is not None
-    manifest = json.loads((default_run[0] / "latest" / "manifest.json").read_text())
+    manifest = manifest_of(default_run[0] / "latest")
     mse = manifest["metrics"]["test"]["mse"]
     # The same seed on another processor differs by rounding, which training amplifies.
     assert mse == pytest.approx(float(promised[1]), abs=0.02)
@@ -159,15 +128,3 @@ def test_the_snippet_loads_the_model(default_run: tuple[Path, str]) -> None:
 def test_the_table_of_exit_codes_is_the_codes() -> None:
     rows = re.findall(r"^\| (\d+) \| (\w+) \|", README, re.MULTILINE)
     assert [(int(code), name) for code, name in rows] == [(int(c), c.name) for c in ExitCode]
-
-
-def test_every_file_and_folder_that_readme_names_is_there() -> None:
-    for path in re.findall(r"`((?:job|docs|tests)/[\w./]*)`|\]\(([\w./]+)\)", README):
-        assert (ROOT / (path[0] or path[1])).exists(), path
-
-
-def test_every_make_target_that_readme_names_is_there() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^\$? ?make ([\w -]+?)(?: {2,}| ARGS|$)", README, re.MULTILINE):
-        for word in target.split():
-            assert re.search(rf"^{word}:", makefile, re.MULTILINE), word
