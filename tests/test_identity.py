@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from job import identity
-from job.config import Config, load_config
+from job.config import load_config
 from job.device import Device
 from job.identity import identify
 from job.ranks import Ranks
@@ -63,10 +63,3 @@ def test_a_data_file_is_its_content_wherever_it_lies() -> None:
         return of(*keys)
 
     assert table("a.csv", "0" * 64) == table("b.csv", "0" * 64) != table("a.csv", "1" * 64)
-
-
-def test_a_seed_that_the_run_id_gives_is_in_it_as_its_number() -> None:
-    config: Config = load_config(None, ["seed=run"])
-    one, other = (identify(config.for_run(name), DEVICE).fingerprint for name in ("one", "other"))
-    assert one != other
-    assert one == of(f"seed={config.for_run('one').seed}")

@@ -11,6 +11,10 @@ import torch
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
+def parameter(values: Any, dtype: torch.dtype = torch.float64) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.tensor(values, dtype=dtype))
+
+
 def adamx(
     x: Array,
     gradients: Array,

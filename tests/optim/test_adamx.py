@@ -9,7 +9,7 @@ import torch
 
 from job.optim import AdamX
 
-from .reference import adamx, draw, require_close, through_files
+from .reference import adamx, draw, parameter, require_close, through_files
 
 STEPS = 20
 BY_DEFAULT = [0.9 * 0.999**t for t in range(STEPS)]
@@ -22,10 +22,6 @@ SCHEDULES = [
         {"beta1_schedule": "harmonic"}, [0.9 / (t + 1) for t in range(STEPS)], id="harmonic"
     ),
 ]
-
-
-def parameter(values: Any, dtype: torch.dtype = torch.float64) -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.tensor(values, dtype=dtype))
 
 
 def step(optimizer: AdamX, weight: torch.nn.Parameter, gradient: Any) -> None:

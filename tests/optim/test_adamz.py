@@ -13,14 +13,10 @@ from hypothesis import strategies as st
 
 from job.optim import AdamZ
 
-from .reference import adam, adamz_lr, draw, require_close, through_files
+from .reference import adam, adamz_lr, draw, parameter, require_close, through_files
 
 STEPS = 20
 SHORT: dict[str, Any] = {"patience": 4, "stagnation_period": 2}
-
-
-def parameter(values: Any, dtype: torch.dtype = torch.float64) -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.tensor(values, dtype=dtype))
 
 
 def step(optimizer: AdamZ, weight: torch.nn.Parameter, gradient: Any, loss: float) -> None:
