@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import job
 from tests.conftest import ROOT
 
 from .conftest import SHORT, Image, call, empty, make_open_folder, output_of
@@ -45,7 +46,7 @@ def lines(docker: Path, make: Path, tag: str, *overrides: str) -> str:
         ("0 2 * * * ", "@reboot "),
         ("/srv/job/artifacts:", f"{docker}/artifacts:"),
         ("--directory /srv/job ", f"--directory {make} "),
-        ("job:0.1.0-cpu", tag),
+        (f"job:{job.__version__}-cpu", tag),
         ("seed=run", " ".join(["seed=run", *overrides])),
     ):
         assert shipped in text
