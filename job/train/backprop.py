@@ -168,8 +168,6 @@ class Backpropagation:
         """What these rows are of the mean loss over a batch of so many; the gradient of that is
         left in the network's parameters."""
         first, *others = self.passes
-        if not others:  # 1 us less
-            return first.differentiate(rows, batch)
         size = max(LEAST, -(-len(rows) // len(self.passes)))
         parts = [rows[start : start + size] for start in range(size, len(rows), size)]
         promised = [
