@@ -19,7 +19,7 @@ from job.errors import Diverged
 from job.model import ACTIVATIONS, build_model
 from job.optim import make_optimizer, updater
 from job.train import train
-from job.train.backprop import LEAST, NUMBERS, ROWS, Backpropagation, why_autograd
+from job.train.backprop import NUMBERS, ROWS, Backpropagation, why_autograd
 from job.train.step import Autograd
 
 CPU = torch.device("cpu")
@@ -119,43 +119,6 @@ def test_a_batch_is_the_rows_of_these_numbers_whatever_was_before() -> None:
     batch = torch.randperm(N).numpy()[:5]
     assert used.differentiate(batch, 5) == new.differentiate(batch, 5)
     assert torch.equal(used.gradient, new.gradient)
-
-
-@pytest.mark.parametrize("widths", [(7, 30, 3), (7, 30, 20, 1)])
-def test_threads_share_the_rows_and_the_gradient_is_that_of_all(widths: tuple[int, ...]) -> None:
-    """The same bits each time: each thread always takes the same part."""
-    x, y = rows(widths, "mse")
-    torch.set_num_threads(3)
-    engine = Backpropagation(network(widths), x, y)
-    assert len(engine.passes) == 3
-    for size in (N, 2 * LEAST + 5, LEAST + 1, LEAST, 1):
-        batch = torch.randperm(N)[:size].numpy()
-        exact = network(widths).double()
-        expected = function("mse")(exact(x[batch].double()), y[batch].double())
-        expected.backward()
-        found = []
-        for _ in range(3):
-            with engine.steps():
-                assert torch.get_num_threads() == 1
-                assert engine.differentiate(batch, size) == pytest.approx(expected.item(), rel=1e-6)
-            assert torch.get_num_threads() == 3
-            found.append(engine.gradient.clone())
-        assert torch.equal(found[0], found[1])
-        assert torch.equal(found[0], found[2])
-        for mine, its in zip(engine.network.parameters(), exact.parameters(), strict=True):
-            assert mine.grad is not None
-            assert its.grad is not None
-            assert (mine.grad - its.grad).abs().max() < 2e-6 * its.grad.abs().max()
-
-
-def test_a_gradient_that_is_too_large_to_be_added_up_is_made_by_torchs_threads() -> None:
-    torch.set_num_threads(2)
-    units = 2**10
-    x, y = torch.randn(3, units), torch.randn(3, 1)
-    engine = Backpropagation(network((units, units, 1)), x, y)
-    assert len(engine.passes) == 1
-    with engine.steps():
-        assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

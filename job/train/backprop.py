@@ -5,19 +5,15 @@ buffers that are made once, and adds up the weights' gradients. All weights lie 
 after layer, each as (I + 1, O) with its bias as the last row, and meet inputs (I + 1, n) whose last
 row is 1: one matrix product a layer then makes the weights' and the bias's gradient, and one
 update of the optimizer is the whole network's. With a unit's values beside each other the row of
-ones is no gap, and every operation on elements runs through contiguous memory. Of several threads
-each takes a part of a batch's rows, with buffers and a gradient of its own, so that they wait for
-each other once a step and not in every product. torch.autograd stays the reference it is tested
-against.
+ones is no gap, and every operation on elements runs through contiguous memory. torch.autograd stays
+the reference it is tested against.
 
 Shapes: N training rows, B rows of a batch, n rows of a block; F features, I inputs and O outputs of
 a layer, K classes.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -34,13 +30,9 @@ from job.train.step import clip, require_finite
 # At most so many rows at once, and fewer where a layer would hold more numbers: 1 MB, which stays
 # in a core's cache. A product of fewer than LEAST rows wastes more than the cache saves.
 ROWS, NUMBERS, LEAST = 1024, 2**18, 64
-# Up to so many weights several threads share the rows and each has a gradient of its own; beyond,
-# where adding these up would take too long, they share each product.
-SHARED = 2**20
 
 Floats = NDArray[np.float32]
 Operation = Callable[[], object]
-Loss = Callable[[Tensor, Tensor, int, Tensor], float]
 _aten = torch.ops.aten
 
 # Forward: the sums z to the answer. Where its derivative follows from the answer, that takes the
@@ -101,6 +93,8 @@ class Backpropagation:
     is the mean of squared errors, over outputs too, or of the cross-entropy for classes.
     """
 
+    mode = torch.inference_mode  # for the steps: each call is cheaper in it, 6 % of a small step
+
     def __init__(
         self,
         network: nn.Sequential,
@@ -110,6 +104,13 @@ class Backpropagation:
         ranks: Ranks | None = None,
     ) -> None:
         self.network, self.grad_clip, self.ranks = network, grad_clip, ranks or Ranks()
+        self.linear = [layer for layer in network if isinstance(layer, nn.Linear)]
+        widest = max(max(layer.in_features, layer.out_features) for layer in self.linear)
+        self.size = max(LEAST, min(ROWS, NUMBERS // widest // LEAST * LEAST))
+        activation = type(network[1]) if len(network) > 1 else nn.ReLU
+        self.forward, self.backward = _FORWARD[activation], _BACKWARD[activation]
+        self.keeps_sums = activation in _KEEP_SUMS
+        self.loss = _mean_squared_error if y.ndim == 2 else _cross_entropy
         # NumPy's, since its gather is twice as fast as torch's.
         ones, targets = np.ones((len(x), 1), np.float32), y.view(len(y), -1).numpy()
         self.rows: Floats = np.concatenate([x.numpy(), ones, targets], 1, dtype=np.float32)
@@ -118,34 +119,17 @@ class Backpropagation:
             torch.cat([p.detach().t().flatten() for p in network.parameters()]),
             requires_grad=False,
         )
-        threads = torch.get_num_threads() if self.flat.numel() <= SHARED else 1
-        loss = _mean_squared_error if y.ndim == 2 else _cross_entropy
-        self.passes = [_Passes(network, self.rows, self.flat.data, loss) for _ in range(threads)]
-        self.gradient = self.flat.grad = self.passes[0].gradient
-        self.linear = self.passes[0].linear
-        views = zip(self.linear, self.passes[0].weights, self.passes[0].gradients, strict=True)
-        for layer, weight, gradient in views:
+        self.gradient = self.flat.grad = torch.zeros_like(self.flat)
+        self.weights, self.gradients = self._views(self.flat.data), self._views(self.gradient)
+        for layer, weight, gradient in zip(self.linear, self.weights, self.gradients, strict=True):
             layer.weight.data, layer.bias.data = weight[:-1].t(), weight[-1]
             layer.weight.grad, layer.bias.grad = gradient[:-1].t(), gradient[-1]
-        self.pool = ThreadPoolExecutor(max(1, threads - 1), initializer=_compute_alone)
+        self.blocks: dict[int, _Block] = {}
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """What an optimizer updates: all weights in one."""
         return [self.flat]
-
-    @contextmanager
-    def steps(self) -> Iterator[None]:
-        """Steps are taken within: without autograd, where each call is cheaper, 6 % of a small
-        step, and where the passes share the rows without more threads in each."""
-        threads = torch.get_num_threads()
-        if len(self.passes) > 1:
-            torch.set_num_threads(1)
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            torch.set_num_threads(threads)
 
     def step(self, rows: NDArray[np.int64], update: Callable[[float], object]) -> float:
         """Gradient and `update` on the rows of these numbers (B,); the mean loss before it.
@@ -167,61 +151,17 @@ class Backpropagation:
     def differentiate(self, rows: NDArray[np.int64], batch: int) -> float:
         """What these rows are of the mean loss over a batch of so many; the gradient of that is
         left in the network's parameters."""
-        first, *others = self.passes
-        size = max(LEAST, -(-len(rows) // len(self.passes)))
-        parts = [rows[start : start + size] for start in range(size, len(rows), size)]
-        promised = [
-            self.pool.submit(other.in_a_thread, part, batch)
-            for other, part in zip(others, parts, strict=False)
-        ]
-        loss = first.differentiate(rows[:size], batch)
-        for other, promise in zip(others, promised, strict=False):
-            loss += promise.result()
-            self.gradient.add_(other.gradient)
-        return loss
-
-    def release(self) -> None:
-        """Gives the network weights of its own again, in the usual layout, without gradients."""
-        self.pool.shutdown()
-        for parameter in self.network.parameters():
-            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
-            parameter.grad = None
-
-
-def _compute_alone() -> None:
-    """For a new thread: it is one of those that share the rows; and as `step_arithmetic`."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-
-
-class _Passes:
-    """One thread's passes, forward and backward, with buffers and a gradient of their own."""
-
-    def __init__(self, network: nn.Sequential, rows: Floats, flat: Tensor, loss: Loss) -> None:
-        self.rows, self.loss = rows, loss
-        self.linear = [layer for layer in network if isinstance(layer, nn.Linear)]
-        widest = max(max(layer.in_features, layer.out_features) for layer in self.linear)
-        self.size = max(LEAST, min(ROWS, NUMBERS // widest // LEAST * LEAST))
-        activation = type(network[1]) if len(network) > 1 else nn.ReLU
-        self.forward, self.backward = _FORWARD[activation], _BACKWARD[activation]
-        self.keeps_sums = activation in _KEEP_SUMS
-        self.gradient = torch.zeros_like(flat)
-        self.weights, self.gradients = self._views(flat), self._views(self.gradient)
-        self.blocks: dict[int, _Block] = {}
-
-    def in_a_thread(self, rows: NDArray[np.int64], batch: int) -> float:
-        """`differentiate`, where nobody has left autograd out yet."""
-        with torch.inference_mode():
-            return self.differentiate(rows, batch)
-
-    def differentiate(self, rows: NDArray[np.int64], batch: int) -> float:
-        """What these rows are of the mean loss over a batch of so many; its gradient is left in
-        `gradient`."""
         self.gradient.zero_()
         loss = 0.0
         for start in range(0, len(rows), self.size):
             loss += self._add(rows[start : start + self.size], batch)
         return loss
+
+    def release(self) -> None:
+        """Gives the network weights of its own again, in the usual layout, without gradients."""
+        for parameter in self.network.parameters():
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+            parameter.grad = None
 
     def _add(self, part: NDArray[np.int64], batch: int) -> float:
         """Adds one block's share to the batch's gradient; and of its loss."""

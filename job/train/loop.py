@@ -178,7 +178,7 @@ class Trainer:
             shown["loss"] = f"{last.training_loss:.4g}"
             shown["validation"] = f"{last.validation_loss:.4g}"
         advance(0, **shown)
-        with step_arithmetic(tf32=self.tf32), self.engine.steps():
+        with step_arithmetic(tf32=self.tf32), self.engine.mode():
             self._rest_of_epoch(epoch, advance, on_step)
         metrics = self.ranks.from_first(
             lambda: evaluate(self.model, self.validation, self.config.train, self.device)

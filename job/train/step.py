@@ -5,7 +5,6 @@ Shapes: B rows of a batch, F features, O outputs; all standardised.
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -58,6 +57,8 @@ def training_step(
 class Autograd:
     """Steps of a network on standardised rows x (N, F) and targets y, which lie on its device."""
 
+    mode = torch.enable_grad
+
     def __init__(
         self,
         network: nn.Sequential,
@@ -79,10 +80,6 @@ class Autograd:
     def parameters(self) -> list[nn.Parameter]:
         """What an optimizer updates."""
         return list(self.network.parameters())
-
-    def steps(self) -> AbstractContextManager[object]:
-        """Steps are taken within."""
-        return torch.enable_grad()
 
     def step(self, rows: NDArray[np.int64], update: Callable[[float], object]) -> float:
         """`training_step` on this process's share of the rows of these numbers (B,)."""
