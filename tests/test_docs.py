@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+import job
 from job.cli import _parse
 from job.config import load_config
 from job.errors import ExitCode
@@ -57,6 +58,14 @@ def test_every_file_that_a_page_names_is_there(page: Path) -> None:
         assert (page.parent / name).exists(), name
     for name in re.findall(r"`((?:job|docs|tests|benchmarks|deploy|examples)/[\w./]*)`", text):
         assert (ROOT / name).exists(), name
+
+
+def test_the_changelog_and_the_images_that_pages_name_are_of_this_version() -> None:
+    newest = re.findall(r"^## (\S+) - ", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    assert newest == job.__version__
+    named = {tag for page in PAGES for tag in re.findall(r"\bjob:(\d[\w.-]*)", page.read_text())}
+    assert named <= {f"{job.__version__}-{kind}" for kind in ("cpu", "cuda")}
+    assert named
 
 
 def test_every_page_can_be_reached_from_readme() -> None:
