@@ -60,22 +60,6 @@ def strike_helper(output: Path, trace: Path, call: str, nth: int, fault: str) ->
     return process.returncode
 
 
-def killed(folder: Path, whole: Path, call: str, nth: int) -> None:
-    assert kill_at(folder / "out", folder.with_suffix(".trace"), call, nth), (call, nth)
-    assert_same(finish(folder / "out"), whole)
-
-
-def failed(folder: Path, whole: Path, call: str, nth: int, error: str) -> None:
-    fail_at(folder / "out", folder.with_suffix(".trace"), call, nth, error)
-    assert_same(finish(folder / "out"), whole)
-
-
-def struck(folder: Path, whole: Path, call: str, nth: int, fault: str) -> None:
-    folder.mkdir()
-    strike_helper(folder / "out", folder / "trace", call, nth, fault)
-    assert_same(finish(folder / "out"), whole)
-
-
 def test_killed_and_failed_at_an_operation_a_rerun_ends_with_the_same_bytes(
     operations: list[tuple[str, int]], whole: Path, tmp_path: Path
 ) -> None:
@@ -123,10 +107,12 @@ def test_whatever_operation_it_strikes(
 ) -> None:
     def strike(call: str, nth: int) -> None:
         folder = tmp_path / f"{call}{nth}"
+        folder.mkdir()
         if fault == "SIGKILL":
-            killed(folder, whole, call, nth)
+            assert kill_at(folder / "out", folder / "trace", call, nth), (call, nth)
         else:
-            failed(folder, whole, call, nth, fault)
+            fail_at(folder / "out", folder / "trace", call, nth, fault)
+        assert_same(finish(folder / "out"), whole)
 
     campaign(fault, strike, operations)
 
@@ -137,6 +123,9 @@ def test_whatever_operation_of_a_helper_process_it_strikes(
     fault: str, operations_of_helpers: list[tuple[str, int]], whole: Path, tmp_path: Path
 ) -> None:
     def strike(call: str, nth: int) -> None:
-        struck(tmp_path / f"{call}{nth}", whole, call, nth, fault)
+        folder = tmp_path / f"{call}{nth}"
+        folder.mkdir()
+        strike_helper(folder / "out", folder / "trace", call, nth, fault)
+        assert_same(finish(folder / "out"), whole)
 
     campaign(f"{fault} in a helper", strike, operations_of_helpers)
