@@ -10,9 +10,8 @@ import argparse
 import resource
 import subprocess
 import sys
-import tempfile
-import time
 
+from benchmarks.command import timed_run
 from benchmarks.speed import BATCHES
 
 ROWS = (10**5, 10**6, 10**7, 3 * 10**7)
@@ -20,17 +19,10 @@ ROWS = (10**5, 10**6, 10**7, 3 * 10**7)
 
 def run(rows: int, batch: int) -> None:
     """Runs the job in this process's only child; prints a line of the table."""
-    with tempfile.TemporaryDirectory() as folder:
-        keys = (f"data.samples={rows}", "train.epochs=1", f"train.batch_size={batch}")
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "job", "train", *keys, f"--output={folder}", "device=cpu"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=True,
-        )
+    keys = (f"data.samples={rows}", "train.epochs=1", f"train.batch_size={batch}")
+    seconds, _ = timed_run(*keys)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # of KiB
-    print(f"| {rows:,} | {batch:,} | {peak:.2f} | {time.perf_counter() - start:.1f} |", flush=True)
+    print(f"| {rows:,} | {batch:,} | {peak:.2f} | {seconds:.1f} |", flush=True)
 
 
 def main() -> None:

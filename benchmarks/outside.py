@@ -6,13 +6,9 @@ The wall time of 22 epochs less that of 2, each of the real command: what is lef
 There are so many rows that 2 epochs take longer than what else is done beside the first ones.
 """
 
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
+
+from benchmarks.command import timed_run
 
 SAMPLES = 12_000_000
 BATCHES = (1024, 8192)
@@ -22,17 +18,8 @@ ROUNDS = 3
 
 def run(batch: int, epochs: int) -> tuple[float, float, int]:
     """Seconds of the whole command; rows per second by its manifest; training rows."""
-    with tempfile.TemporaryDirectory() as folder:
-        keys = (f"data.samples={SAMPLES}", f"train.epochs={epochs}", f"train.batch_size={batch}")
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "job", "train", *keys, f"--output={folder}", "device=cpu"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=True,
-        )
-        seconds = time.perf_counter() - start
-        manifest = json.loads((Path(folder) / "latest" / "manifest.json").read_text())
+    keys = (f"data.samples={SAMPLES}", f"train.epochs={epochs}", f"train.batch_size={batch}")
+    seconds, manifest = timed_run(*keys)
     training = manifest["training"]
     return seconds, training["samples_per_second"], sum(training["rows_by_rank"])
 
