@@ -651,7 +651,7 @@ def test_the_arithmetic_of_the_steps_is_never_that_of_the_evaluation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """TF32 where it is wanted, and numbers below the smallest normal one as 0."""
-    seen: dict[str, set[tuple[str, float]]] = {"_step": set(), "evaluate": set()}
+    seen: dict[str, set[tuple[str, float]]] = {"_steps": set(), "evaluate": set()}
     tiny = torch.tensor([2.0**-127])
 
     def arithmetic() -> tuple[str, float]:
@@ -666,12 +666,12 @@ def test_the_arithmetic_of_the_steps_is_never_that_of_the_evaluation(
 
         monkeypatch.setattr(owner, name, spy)
 
-    spy_on(loop.Trainer, "_step")
+    spy_on(loop.Trainer, "_steps")
     spy_on(loop, "evaluate")
     for precision, within in (("tf32", "high"), ("float32", "highest"), ("bfloat16", "highest")):
         trained(f"train.precision={precision}", "train.epochs=1")
-        assert seen == {"_step": {(within, 0.0)}, "evaluate": {("highest", 2.0**-127)}}
-        seen["_step"].clear()
+        assert seen == {"_steps": {(within, 0.0)}, "evaluate": {("highest", 2.0**-127)}}
+        seen["_steps"].clear()
     with pytest.raises(Diverged):
         trained("train.precision=tf32", "train.optimizer={name: sgd, lr: 1e15}")
     assert arithmetic() == ("highest", 2.0**-127)

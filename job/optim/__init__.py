@@ -1,17 +1,17 @@
 """Optimizers by name: what `train.optimizer` says -> a torch.optim.Optimizer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from job.config import Optimizer
 from job.log import WARNING, event
 from job.optim.adamx import AdamX
 from job.optim.adamz import AdamZ
 
-__all__ = ["AdamX", "AdamZ", "make_optimizer", "updater"]
+__all__ = ["AdamX", "AdamZ", "device_updater", "make_optimizer", "updater"]
 
 # fused: one kernel for all parameters instead of several for each.
 TABLE: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -42,27 +42,68 @@ def updater(optimizer: torch.optim.Optimizer) -> Callable[[float], object]:
     and AdamW go straight to the fused kernel that their `step` ends in, and skip 25 us of
     bookkeeping for parameters in general: half of a whole step on 256 rows of a small network.
     """
-    kernel, (group, *_) = _KERNELS.get(type(optimizer)), optimizer.param_groups
+    (group, *_) = optimizer.param_groups
     parameters = group["params"]
-    if kernel is None or any(parameter.requires_grad for parameter in parameters):
+    if type(optimizer) not in _KERNELS or any(p.requires_grad for p in parameters):
         # A closure is how torch tells an optimizer the loss; AdamZ asks for it.
         return lambda loss: optimizer.step(lambda: loss)
-    states = [optimizer.state[parameter] for parameter in parameters]
-    for state, parameter in zip(states, parameters, strict=True):
-        if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter) for _ in range(2))
+    kernel, steps, _ = _fused(optimizer)
     gradients = [parameter.grad for parameter in parameters]
-    means, squares, steps = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
-    fixed = {"beta1": group["betas"][0], "beta2": group["betas"][1], "eps": group["eps"]}
-    fixed |= {"weight_decay": group["weight_decay"], "amsgrad": False, "maximize": False}
 
     def update(loss: float) -> None:
         for step in steps:
             step.add_(_ONE)
-        kernel(parameters, gradients, means, squares, [], steps, lr=group["lr"], **fixed)
+        kernel(gradients, lr=group["lr"])
 
     return update
+
+
+def device_updater(
+    optimizer: torch.optim.Optimizer,
+) -> tuple[Callable[[Sequence[Tensor], Tensor, Tensor], None], list[Tensor]]:
+    """A step of Adam or AdamW that asks the host nothing, and the state that it changes besides
+    the parameters; made when the state is loaded.
+
+    It takes the parameters' gradients, the learning rate () and `skip` (): 0, or 1 for no update,
+    which is the kernels' own way to leave out a step that is not finite.
+    """
+    kernel, steps, moments = _fused(optimizer)
+
+    def update(gradients: Sequence[Tensor], rate: Tensor, skip: Tensor) -> None:
+        for step in steps:
+            step.add_(1 - skip)
+        kernel(gradients, lr=rate, found_inf=skip)
+
+    return update, [*steps, *moments]
+
+
+def _fused(
+    optimizer: torch.optim.Optimizer,
+) -> tuple[Callable[..., object], list[Tensor], list[Tensor]]:
+    """The kernel of (gradients, lr=), the numbers of the steps, which it wants counted, and the
+    moments. Makes the state where there is none."""
+    (group, *_) = optimizer.param_groups
+    states = [optimizer.state[parameter] for parameter in group["params"]]
+    for state, parameter in zip(states, group["params"], strict=True):
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter) for _ in range(2))
+    means, squares, steps = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+    kernel = partial(
+        _KERNELS[type(optimizer)],
+        group["params"],
+        exp_avgs=means,
+        exp_avg_sqs=squares,
+        max_exp_avg_sqs=[],
+        state_steps=steps,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+        amsgrad=False,
+        maximize=False,
+    )
+    return kernel, steps, [*means, *squares]
 
 
 def _leave_the_compiler_out() -> None:

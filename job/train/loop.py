@@ -26,6 +26,7 @@ from job.streams import Purpose, generator, seed_of
 from job.train.backprop import Backpropagation, why_autograd
 from job.train.checkpoint import load_checkpoint, save_checkpoint
 from job.train.evaluate import Metrics, evaluate
+from job.train.graphs import STEPS, GraphedSteps, why_no_graphs
 from job.train.loss import Objective
 from job.train.precision import say_if_tf32_is_float32, step_arithmetic
 from job.train.schedule import learning_rate_factor
@@ -136,6 +137,7 @@ class Trainer:
         self.saver = Saver(checkpoints, config.train.checkpoint, model, self.optimizer, ranks)
         self.training = self.saver.training
         self.update = updater(self.optimizer)
+        self.graphs = self._graphs()
         full, rest = divmod(self.rows, config.train.batch_size)
         share = full * config.train.batch_size // ranks.size
         self.training.rows_by_rank = [share + rows for rows in ranks.shares(rest)]
@@ -159,6 +161,25 @@ class Trainer:
             bfloat16=config.train.precision == "bfloat16",
             ranks=self.ranks,
         )
+
+    def _graphs(self) -> GraphedSteps | None:
+        """What takes the steps on CUDA, if it can: several at once."""
+        if self.device.type != "cuda":
+            return None
+        assert isinstance(self.engine, Autograd)
+        reason = why_no_graphs(self.config, self.ranks.size)
+        if reason is None:
+            try:
+                graphs = GraphedSteps(self.engine, self.optimizer, self.config.train.batch_size)
+                with step_arithmetic(tf32=self.tf32):
+                    graphs.record()
+            except RuntimeError as error:
+                reason = f"recording failed: {str(error).splitlines()[0]}"
+            else:
+                event("graphs", f"steps are replayed as CUDA graphs, up to {STEPS} in one")
+                return graphs
+        event("graphs", f"CUDA's kernels are launched one by one, since {reason}", reason=reason)
+        return None
 
     @property
     def done(self) -> bool:
@@ -233,38 +254,55 @@ class Trainer:
         batches = _shuffled(self.rows, size, self.config.seed_number, epoch)
         done = training.steps - (epoch - 1) * self.steps_per_epoch
         stopwatch = time.perf_counter()
-        for rows in batches[done:]:
+        while done < len(batches):
             on_step()
+            several = batches[done : done + (self.graphs.at_once if self.graphs else 1)]
             try:
-                loss = self._step(rows)
+                losses = self._steps(several)
             except Diverged as reason:
                 raise Diverged(
                     f"training diverged at step {training.steps + 1} in epoch {epoch}: {reason}; "
                     f"lower train.optimizer.lr"
                 ) from None
-            training.steps += 1
-            training.loss_sum += loss * len(rows)
-            training.rows += len(rows)
-            advance(len(rows))
+            done += len(losses)
+            for loss, rows in zip(losses, several, strict=False):
+                training.steps += 1
+                training.loss_sum += loss * len(rows)
+                training.rows += len(rows)
+                advance(len(rows))
             if self.saver.due:
                 training.seconds += time.perf_counter() - stopwatch
                 self.saver.save()
                 stopwatch = time.perf_counter()
         training.seconds += time.perf_counter() - stopwatch
 
-    def _step(self, rows: NDArray[np.int64]) -> float:
-        """One step on these rows; its learning rate and dropout follow from its number alone."""
-        config, step = self.config.train, self.training.steps
-        if not config.schedule.steady:
-            factor = learning_rate_factor(
-                config.schedule, step, config.epochs * self.steps_per_epoch
-            )
-            for group in self.optimizer.param_groups:
-                group["lr"] = config.optimizer.lr * factor
+    def _steps(self, batches: list[NDArray[np.int64]]) -> list[float]:
+        """Steps on these batches, or on the first of them; the losses of those that were taken."""
+        first = self.training.steps
+        if self.graphs is not None:
+            rates = [self._rate(first + i) for i in range(len(batches))]
+            losses = self.graphs.steps(batches, rates)
+            if losses:
+                self._set_rate(rates[len(losses) - 1])
+                return losses
+        # Where a recorded step was not finite this says what was not.
+        self._set_rate(self._rate(first))
         if self.config.model.dropout > 0:  # torch.nn.Dropout draws from torch's own generator
-            mask = step * self.ranks.size + self.ranks.rank
+            mask = first * self.ranks.size + self.ranks.rank
             torch.manual_seed(seed_of(self.config.seed_number, Purpose.DROPOUT, mask))
-        return self.engine.step(rows, self.update)
+        return [self.engine.step(batches[0], self.update)]
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step: as its number says, or the optimizer's own."""
+        config = self.config.train
+        if config.schedule.steady:
+            return float(self.optimizer.param_groups[0]["lr"])
+        factor = learning_rate_factor(config.schedule, step, config.epochs * self.steps_per_epoch)
+        return config.optimizer.lr * factor
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
 
 def _shuffled(n: int, size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:

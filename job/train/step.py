@@ -37,13 +37,7 @@ def training_step(
         Diverged: the loss or a gradient is not finite; the weights are as before.
     """
     network.zero_grad()
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
-        answer = network(x)
-    if bfloat16:
-        answer = answer.float()
-    # The mean of no rows would be NaN.
-    mean: Tensor = loss_function(answer, y) if len(x) else answer.sum()
-    loss = mean * weight
+    loss = mean_loss(network, loss_function, x, y, bfloat16=bfloat16) * weight
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     value = (ranks or Ranks()).sum(gradients, loss.item())
@@ -52,6 +46,19 @@ def training_step(
         clip(network, grad_clip)
     update(value)
     return value
+
+
+def mean_loss(
+    network: nn.Sequential, loss_function: nn.Module, x: Tensor, y: Tensor, *, bfloat16: bool
+) -> Tensor:
+    """Of the network's answers to x (B, F), which with `bfloat16` autocast lets it compute."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+        answer = network(x)
+    if bfloat16:
+        answer = answer.float()
+    # The mean of no rows would be NaN.
+    loss: Tensor = loss_function(answer, y) if len(x) else answer.sum()
+    return loss
 
 
 class Autograd:
