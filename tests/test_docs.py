@@ -243,6 +243,7 @@ KNOWN: dict[str, RunBy | Needs] = {
     "python -m benchmarks.threads": Needs("minutes on a machine without other work"),
     "python -m benchmarks.memory": Needs("minutes"),
     "python -m benchmarks.outside": Needs("minutes on a machine without other work"),
+    "python -m benchmarks.cuda": Needs("a GPU"),
     "python3 requirements/install.py": RunBy("Makefile", "requirements/install.py"),
     "python -m benchmarks.verifiers": RunBy("tests/verify/test_against_others.py", "verifiers"),
     "pip install -r benchmarks/requirements-verifiers.txt": Needs("other verifiers"),

@@ -182,13 +182,16 @@ class Backpropagation:
         inputs = [rows[:, : features + 1].t()]  # of each layer, (I + 1, n): the last row is 1
         sums: list[Tensor] = []  # of each layer, (O, n), or in their place its answer
         forward: list[Operation] = []
+        # Of the first layer. torch's gelu, for one, does not heed the strides that more would make.
+        in_place = len(self.weights) > 1 and not self.keeps_sums
+        columns = _columns(n, features + 1) if in_place else n
         for weight in self.weights:
-            following = torch.ones(weight.shape[1] + 1, n)
-            answer = following[:-1]
-            z = torch.empty_like(answer) if self.keeps_sums else answer
-            forward.append(partial(torch.mm, weight.t(), inputs[-1], out=z))
-            forward.append(partial(self.forward, z, answer))
-            inputs.append(following)
+            following = torch.zeros(weight.shape[1] + 1, n if sums else columns)
+            following[-1] = 1
+            z = torch.zeros_like(following[:-1]) if self.keeps_sums else following[:-1]
+            forward.append(partial(torch.mm, weight.t(), inputs[-1], out=z[:, :n]))
+            forward.append(partial(self.forward, z[:, :n], following[:-1, :n]))
+            inputs.append(following[:, :n])
             sums.append(z)
         forward.pop()  # the last layer has no activation
 
@@ -197,7 +200,7 @@ class Backpropagation:
         backward: list[Operation] = []
         scale = _scalar(1.0)  # of each row's delta in the first layer
         for i in range(len(deltas) - 1, 0, -1):
-            delta, before, weight = deltas[i], deltas[i - 1], self.weights[i][:-1]
+            delta, before, weight = deltas[i], deltas[i - 1][:, :n], self.weights[i][:-1]
             backward.append(partial(self.gradients[i].addmm_, inputs[i], delta.t()))
             if len(delta) > 1:
                 below = torch.empty(len(weight), n)
@@ -211,8 +214,8 @@ class Backpropagation:
             else:
                 scale = delta  # goes with the features, which are fewer than the units
         # The copy that this makes lies better than the gathered rows: up to four times as fast.
-        scaled = torch.empty(features + 1, n)
-        backward.append(partial(torch.mul, inputs[0], scale, out=scaled))
+        scaled = torch.zeros(features + 1, columns)
+        backward.append(partial(torch.mul, inputs[0], scale, out=scaled[:, :n]))
         backward.append(partial(self.gradients[0].addmm_, scaled, deltas[0].t()))
         targets = rows[:, features + 1 :].t()
         return _Block(rows.numpy(), targets, forward, sums[-1], deltas[-1], backward)
@@ -222,6 +225,16 @@ class Backpropagation:
         shapes = [(layer.in_features + 1, layer.out_features) for layer in self.linear]
         parts = torch.split(flat, [inputs * outputs for inputs, outputs in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _columns(n: int, inputs: int) -> int:
+    """How many the first layer's sums have for n rows; those beyond stay 0.
+
+    oneMKL multiplies (I, n) by (n, O) in half the time where I is small and n at least 24 I:
+    5.3 us instead of 9.7 for (11, 272) and (11, 256) with 100 outputs.
+    """
+    enough = -(-24 * inputs // 16) * 16
+    return enough if inputs <= 16 and 16 * inputs < n < enough else n
 
 
 def _mean_squared_error(answer: Tensor, y: Tensor, batch: int, delta: Tensor) -> float:
