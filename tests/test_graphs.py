@@ -24,7 +24,7 @@ from job.errors import Diverged
 from job.model import build_model
 from job.optim import updater
 from job.ranks import Ranks
-from job.train.graphs import STEPS, GraphedSteps, why_no_graphs
+from job.train.graphs import STEPS, GraphedSteps, steps_within_reach, why_no_graphs
 from job.train.loop import Trainer
 from job.train.step import Autograd
 
@@ -172,12 +172,14 @@ def test_what_leaves_other_bytes_is_noticed_and_taken_back() -> None:
     case.assert_same()
 
 
-def test_so_many_steps_come_at_once_as_take_half_a_second() -> None:
-    case = Case(nn.MSELoss())
-    assert case.graphed.at_once == STEPS
-    case.at_once(range(FULL))
-    assert case.graphed.at_once > STEPS
-    assert case.graphed.at_once % STEPS == 0
+@pytest.mark.parametrize(
+    ("steps", "seconds", "next_time"),
+    [(8, 0.004, 1000), (8, 0.005, 800), (1, 0.005, 96), (8, 0.5, STEPS), (8, 60.0, STEPS)],
+)
+def test_so_many_steps_come_at_once_as_take_half_a_second(
+    steps: int, seconds: float, next_time: int
+) -> None:
+    assert steps_within_reach(steps, seconds) == next_time
 
 
 def trainer(folder: Path, *keys: str, device: str = "cpu", ranks: Ranks | None = None) -> Trainer:

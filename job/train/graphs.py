@@ -41,6 +41,11 @@ def why_no_graphs(config: Config, processes: int) -> str | None:
     return None
 
 
+def steps_within_reach(steps: int, seconds: float) -> int:
+    """How many take about SECONDS, where so many took so long; a multiple of STEPS."""
+    return max(1, int(SECONDS * steps / seconds / STEPS)) * STEPS
+
+
 class GraphedSteps:
     """The steps of an `Autograd` on batches of `batch` rows (the last of an epoch may have fewer).
 
@@ -56,7 +61,7 @@ class GraphedSteps:
         self.positions = torch.arange(self.batch, device=device)  # (B,) of a batch's rows
         self.rows = torch.arange(n, device=device)  # (N,) of the steps to come
         self.rates = torch.zeros(steps, device=device)  # (S,) likewise
-        self.losses = torch.zeros(steps, device=device)  # (S,), NaN if no update was made
+        self.losses = torch.zeros(steps, device=device)  # (S,), not finite if no update was made
         self.numbers = torch.arange(steps, device=device)
         self.taken = torch.zeros(1, dtype=torch.int64, device=device)  # of those steps
         self.bad = torch.zeros((), device=device)  # 1 from the first that is not finite
@@ -81,8 +86,7 @@ class GraphedSteps:
         if rest:
             self._launch(rest, 1)
         losses = self.losses[: len(batches)].tolist()
-        rate = len(batches) / (time.perf_counter() - start)
-        self.at_once = max(1, int(SECONDS * rate / STEPS)) * STEPS
+        self.at_once = steps_within_reach(len(batches), time.perf_counter() - start)
         return list(takewhile(math.isfinite, losses))
 
     def record(self) -> None:
@@ -95,23 +99,24 @@ class GraphedSteps:
         wanted = [(self.batch, STEPS)] if full >= STEPS else []
         wanted += [(self.batch, 1)] + ([(rest, 1)] if rest else [])
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        pool = torch.cuda.graph_pool_handle()
+        pool, usual = torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
         graphs = {}
-        for size, count in wanted:
-            self.bad.fill_(1)  # so that these steps change nothing
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # libraries make their workspaces when first used
-                for _ in range(3):
-                    self.taken.zero_()
-                    self._step(size)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=stream):
-                for _ in range(count):
-                    self._step(size)
-            if not self.agree(partial(self._launch, size, count), graph.replay):
-                raise RuntimeError("a graph left other bytes than the steps that it records")
-            graphs[size, count] = graph
+        with torch.cuda.stream(usual):  # comes back to it also where a recording fails
+            for size, count in wanted:
+                self.bad.fill_(1)  # so that these steps change nothing
+                stream.wait_stream(usual)
+                with torch.cuda.stream(stream):  # libraries make their workspaces when first used
+                    for _ in range(3):
+                        self.taken.zero_()
+                        self._step(size)
+                usual.wait_stream(stream)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool, stream=stream):
+                    for _ in range(count):
+                        self._step(size)
+                if not self.agree(partial(self._launch, size, count), graph.replay):
+                    raise RuntimeError("a graph left other bytes than the steps that it records")
+                graphs[size, count] = graph
         self.graphs = graphs
 
     def agree(self, one: Callable[[], object], other: Callable[[], object]) -> bool:
@@ -157,6 +162,6 @@ class GraphedSteps:
                 seen += torch.nn.utils.clip_grad_norm_(parameters, engine.grad_clip)
             torch.maximum(self.bad, (~torch.isfinite(seen)).float(), out=self.bad)
             self.update(gradients, self.rates.index_select(0, self.taken)[0], self.bad)
-            loss = torch.where(self.bad > 0, math.nan, loss)
-            torch.where(self.numbers == self.taken, loss, self.losses, out=self.losses)
+            told = loss / (1 - self.bad)
+            torch.where(self.numbers == self.taken, told, self.losses, out=self.losses)
             self.taken.add_(1)
