@@ -115,8 +115,8 @@ def test_of_a_layer_with_one_output_too(widths: tuple[int, ...], activation: str
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("widths", [(7, 3), (7, 30, 3), (7, 30, 1), (7, 30, 20, 1)])
-@pytest.mark.parametrize("n", [128, 129, 150, 191, 192])
+@pytest.mark.parametrize("widths", [(7, 30, 3), (7, 30, 1), (7, 30, 20, 1)])
+@pytest.mark.parametrize("n", [129, 191])
 def test_of_so_few_rows_that_columns_of_zeros_are_added(
     n: int, widths: tuple[int, ...], activation: str
 ) -> None:
