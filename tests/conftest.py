@@ -15,6 +15,14 @@ from typing import Any
 
 import pytest
 
+# There are as many workers as cores: with more threads, which wait for each other, tests took 1.6
+# times as long. NumPy and torch read this when they are loaded; the job's processes choose.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("OMP_NUM_THREADS", "1")
+    import torch
+
+    assert torch.get_num_threads() == 1
+
 from job import durable
 from job.forkserver import ForkServer
 from job.verify import Reference, Verification, verify_in_fresh_process

@@ -4,7 +4,6 @@ import copy
 import itertools
 import json
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -32,14 +31,6 @@ OPTIMIZERS = {
     "sgd": {},
 }
 N = 4 * ROWS + 300  # four whole blocks and a part
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def network(widths: tuple[int, ...], activation: str = "relu") -> nn.Sequential:
