@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 from benchmarks.speed import BATCHES, ROWS, job_speed
 from job.config import load_config
-from job.device import choose_threads, let_threads_sleep
+from job.device import choose_threads, settle_threads
 
 THREADS = (1, 2)
 
@@ -71,7 +71,7 @@ def main() -> None:
         rows = ROWS.get(int(width), 131_072)
         print(job_speed(int(width), rows, float(seconds), int(batch), f"threads={threads}"))
         return
-    let_threads_sleep()
+    settle_threads()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cpus])
     print("| width | batch | 1 thread | 2 threads | rule | of the best |")
     print("|---:|---:|---:|---:|---:|---:|")

@@ -230,9 +230,9 @@ def _load(options: argparse.Namespace) -> "Config":
 
 
 def _train(options: argparse.Namespace) -> str:
-    from job.device import choose_threads, let_threads_sleep
+    from job.device import choose_threads, settle_threads
 
-    let_threads_sleep()
+    settle_threads()
     ranks = ranks_of(os.environ)
     if not ranks.first:
         log.configure(options.log_format, quiet=True)

@@ -179,16 +179,20 @@ def cpu_name() -> str:
     return os.uname().machine
 
 
-def let_threads_sleep() -> None:
-    """To be called before torch is imported: its threads wait for work some tenths of a millisecond
-    and then sleep, which otherwise they do after several.
+def settle_threads() -> None:
+    """To be called before NumPy and torch are imported; what the environment says stays.
 
-    Where other processes want the same CPUs, a thread that waits takes its time from the one that
-    it waits for: two threads were then up to 30 times as slow as one, and with this 5 times
-    (docs/performance.md).
+    torch's threads wait for work some tenths of a millisecond and then sleep, which otherwise they
+    do after several. Where other processes want the same CPUs, a thread that waits takes its time
+    from the one that it waits for: two threads were then up to 30 times as slow as one, and with
+    this 5 times (docs/performance.md).
+
+    NumPy's products take one thread: how many share one shows in its last bits, and data are not
+    to follow the number of CPUs.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def prepare_torch(device: Device) -> None:

@@ -15,12 +15,14 @@ from job.device import (
     choose_device,
     choose_threads,
     cpu_limit,
-    let_threads_sleep,
     memory_limit,
     prepare_torch,
+    settle_threads,
 )
 from job.errors import ConfigError, DeviceError
 from job.ranks import Ranks
+
+from .conftest import ROOT, environment
 
 
 def test_cpu_is_taken_when_asked_for() -> None:
@@ -126,9 +128,44 @@ def test_threads_that_wait_sleep_soon_unless_told_otherwise(
 ) -> None:
     def told(**environment: str) -> dict[str, str]:
         monkeypatch.setattr(os, "environ", environment)
-        let_threads_sleep()
+        settle_threads()
+        assert os.environ["OPENBLAS_NUM_THREADS"] == environment.get("OPENBLAS_NUM_THREADS", "1")
         return {name: value for name, value in os.environ.items() if name.startswith("GOMP_")}
 
     assert told() == {"GOMP_SPINCOUNT": "10000"}
     assert told(GOMP_SPINCOUNT="7") == {"GOMP_SPINCOUNT": "7"}
-    assert told(OMP_WAIT_POLICY="ACTIVE") == {}
+    assert told(OMP_WAIT_POLICY="ACTIVE", OPENBLAS_NUM_THREADS="2") == {}
+
+
+DATA = """
+from job.device import settle_threads
+settle_threads()
+import hashlib
+from job.config import load_config
+from job.data import load_data
+for kind in ("teacher", "gaussians"):
+    keys = [f"data.kind={kind}", "data.samples=100003", "data.features=23"]
+    if kind == "gaussians":
+        keys += ["data.classes=7", "train.loss=cross_entropy"]
+    config = load_config(None, keys)
+    data = load_data(config.data, 0, 2**40)
+    for split in (data.training, data.validation, data.test):
+        for values in (split.x, split.y, split.truth):
+            print(hashlib.sha256(values.tobytes()).hexdigest())
+"""
+
+
+def test_data_are_the_same_on_any_number_of_cpus() -> None:
+    """How many threads share a product of NumPy's shows in the gaussians' truth, in last bits."""
+    cpus = sorted(os.sched_getaffinity(0))
+    said = [
+        subprocess.check_output(
+            ["taskset", "-c", ",".join(map(str, some)), sys.executable, "-c", DATA],
+            cwd=ROOT,
+            env=environment(),
+            text=True,
+        )
+        for some in (cpus[:1], cpus)
+    ]
+    assert said[0] == said[1]
+    assert len(said[0].split()) == 2 * 9
