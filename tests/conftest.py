@@ -19,9 +19,7 @@ import pytest
 # times as long. NumPy and torch read this when they are loaded; the job's processes choose.
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("OMP_NUM_THREADS", "1")
-    import torch
-
-    assert torch.get_num_threads() == 1
+    import torch  # noqa: F401
 
 from job import durable
 from job.forkserver import ForkServer
