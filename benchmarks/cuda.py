@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.peers import rows_per_second
 from benchmarks.speed import BATCHES, FEATURES, flops
 from job.config import load_config
 from job.data import load_data
@@ -72,13 +73,6 @@ def eager(width: int, batch: int) -> Callable[[], int]:
     return epoch
 
 
-def rate(epoch: Callable[[], int]) -> float:
-    start, rows = time.perf_counter(), 0
-    while (passed := time.perf_counter() - start) < SECONDS or rows == 0:
-        rows += epoch()
-    return rows / passed
-
-
 def roofline() -> float:
     """Operations per second of a matrix product in float32."""
     a, b = (torch.randn(8192, 8192, device=CUDA) for _ in range(2))
@@ -105,9 +99,9 @@ def main() -> None:
                     job(width, batch, Path(folder) / "b", graphs=False),
                     eager(width, batch),
                 ]
-                for epoch in epochs:
-                    epoch()
-                rounds = [[rate(epoch) for epoch in epochs] for _ in range(ROUNDS)]
+                rounds = [
+                    [rows_per_second(epoch, SECONDS) for epoch in epochs] for _ in range(ROUNDS)
+                ]
             graphs, launched, torchs = map(statistics.median, zip(*rounds, strict=True))
             share = graphs * flops(width) / limit
             print(

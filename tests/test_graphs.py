@@ -182,14 +182,14 @@ def test_so_many_steps_come_at_once_as_take_half_a_second(
     assert steps_within_reach(steps, seconds) == next_time
 
 
-def trainer(folder: Path, *keys: str, device: str = "cpu", ranks: Ranks | None = None) -> Trainer:
+def trainer(folder: Path, *keys: str, device: str = "cpu") -> Trainer:
     """Of a model that autograd trains on a CPU too."""
     config = load_config(
         None, ["data.samples=2000", "train.batch_size=64", "train.loss=mae", "seed=3", *keys]
     )
     data = load_data(config.data, config.seed_number, 2**40)
     model = build_model(config, data.training.x, data.training.y)
-    return Trainer(model, data, config, torch.device(device), folder, ranks or Ranks())
+    return Trainer(model, data, config, torch.device(device), folder, Ranks())
 
 
 def graphed(trainer: Trainer) -> Trainer:

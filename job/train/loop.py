@@ -286,7 +286,8 @@ class Trainer:
                 self._set_rate(rates[len(losses) - 1])
                 return losses
         # Where a recorded step was not finite this says what was not.
-        self._set_rate(self._rate(first))
+        if not self.config.train.schedule.steady:
+            self._set_rate(self._rate(first))
         if self.config.model.dropout > 0:  # torch.nn.Dropout draws from torch's own generator
             mask = first * self.ranks.size + self.ranks.rank
             torch.manual_seed(seed_of(self.config.seed_number, Purpose.DROPOUT, mask))
