@@ -204,5 +204,7 @@ def prepare_torch(device: Device) -> None:
         torch.cuda.set_device(device.index)
     # As use_deterministic_algorithms(True), which would import the compiler first: 1 s or more.
     torch.set_deterministic_debug_mode("error")
+    # That would fill what no operation has written yet: of a step on CUDA a third of the kernels.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.set_float32_matmul_precision("highest")

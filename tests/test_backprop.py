@@ -18,10 +18,18 @@ from job.errors import Diverged
 from job.model import ACTIVATIONS, build_model
 from job.optim import make_optimizer, updater
 from job.train import train
-from job.train.backprop import NUMBERS, ROWS, Backpropagation, why_autograd
+from job.train.backprop import (
+    FEW,
+    NUMBERS,
+    ROWS,
+    Backpropagation,
+    DeviceBackpropagation,
+    why_autograd,
+)
 from job.train.step import Autograd
 
 CPU = torch.device("cpu")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 # AdamZ's control of the learning rate is off: it turns rounding into other rates.
 OPTIMIZERS = {
     "adam": {},
@@ -64,7 +72,14 @@ def optimizer(engine: Backpropagation | Autograd, name: str) -> torch.optim.Opti
     return make_optimizer(engine.parameters, config.train.optimizer)
 
 
-def compare_with_autograd(widths: tuple[int, ...], activation: str, loss: str, n: int = N) -> None:
+def compare_with_autograd(
+    widths: tuple[int, ...],
+    activation: str,
+    loss: str,
+    n: int = N,
+    kind: type[Backpropagation] = Backpropagation,
+    device: str = "cpu",
+) -> None:
     x, y = rows(widths, loss)
     if y.ndim == 2:
         y += 1  # else what adds up to a bias's gradient may cancel, and leave rounding alone
@@ -75,7 +90,7 @@ def compare_with_autograd(widths: tuple[int, ...], activation: str, loss: str, n
         exact(x[batch].double()), y[batch] if y.ndim == 1 else y[batch].double()
     )
     expected.backward()
-    engine = Backpropagation(plain, x, y)
+    engine = kind(plain.to(device), x.to(device), y.to(device))
     engine.differentiate(np.arange(n), n)  # leaves nothing in its buffers
     got = engine.differentiate(batch, len(batch))
     assert got == pytest.approx(expected.item(), rel=1e-6)
@@ -83,7 +98,7 @@ def compare_with_autograd(widths: tuple[int, ...], activation: str, loss: str, n
         assert mine.grad is not None
         assert its.grad is not None
         assert mine.grad.shape == its.grad.shape
-        assert (mine.grad - its.grad).abs().max() < 2e-6 * its.grad.abs().max()
+        assert (mine.grad.cpu() - its.grad).abs().max() < 2e-6 * its.grad.abs().max()
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
@@ -112,6 +127,16 @@ def test_of_so_few_rows_that_columns_of_zeros_are_added(
     n: int, widths: tuple[int, ...], activation: str
 ) -> None:
     compare_with_autograd(widths, activation, "mse", n)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("n", [FEW - 1, FEW])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("widths", [(7, 3), (7, 30, 1), (7, 30, 20, 10, 3), (7, 30, 20, 1)])
+def test_of_the_one_for_cuda_too(
+    widths: tuple[int, ...], activation: str, n: int, device: str
+) -> None:
+    compare_with_autograd(widths, activation, "mse", n, DeviceBackpropagation, device)
 
 
 def test_a_batch_is_the_rows_of_these_numbers_whatever_was_before() -> None:
@@ -272,5 +297,8 @@ def test_what_it_does_not_cover_runs_on_autograd_and_the_log_says_why(
         assert reason in caplog.text
 
 
-def test_a_gpu_is_left_to_autograd() -> None:
-    assert why_autograd(load_config(None, []), torch.device("cuda")) == "the device is not a CPU"
+def test_on_cuda_it_is_for_squared_errors() -> None:
+    classes = load_config(None, ["data.kind=gaussians", "train.loss=cross_entropy"])
+    cuda = torch.device("cuda")
+    assert why_autograd(load_config(None, []), cuda) is None
+    assert why_autograd(classes, cuda) == "train.loss is cross_entropy, on CUDA"

@@ -24,6 +24,7 @@ from job.errors import Diverged
 from job.model import build_model
 from job.optim import updater
 from job.ranks import Ranks
+from job.train.backprop import DeviceBackpropagation
 from job.train.graphs import STEPS, GraphedSteps, steps_within_reach, why_no_graphs
 from job.train.loop import Trainer
 from job.train.step import Autograd
@@ -45,21 +46,29 @@ class Case:
         kind: type[torch.optim.Adam] = torch.optim.Adam,
         clip: float | None = None,
         bfloat16: bool = False,
+        *,
+        autograd: bool = True,
     ) -> None:
         torch.manual_seed(0)
         classes = isinstance(loss, nn.CrossEntropyLoss)
-        network = nn.Sequential(nn.Linear(5, 24), nn.ReLU(), nn.Linear(24, 3))
+        width = 24 if autograd else 512  # one parameter, which is updated in pieces
+        network = nn.Sequential(nn.Linear(5, width), nn.ReLU(), nn.Linear(width, 3))
         x, y = torch.randn(N, 5), torch.randint(3, (N,)) if classes else torch.randn(N, 3)
-        self.plain, engine = (
-            Autograd(copy.deepcopy(network), loss, x, y.clone(), grad_clip=clip, bfloat16=bfloat16)
-            for _ in range(2)
-        )
+
+        def engine() -> Autograd | DeviceBackpropagation:
+            own = copy.deepcopy(network)
+            if not autograd:
+                return DeviceBackpropagation(own, x, y, clip)
+            return Autograd(own, loss, x, y.clone(), grad_clip=clip, bfloat16=bfloat16)
+
+        self.plain, self.engine = engine(), engine()
         self.optimizers = [
-            kind(e.parameters, lr=0.5, weight_decay=0.125, fused=True) for e in (self.plain, engine)
+            kind(e.parameters, lr=0.5, weight_decay=0.125, fused=True)
+            for e in (self.plain, self.engine)
         ]
-        self.graphed = GraphedSteps(engine, self.optimizers[1], BATCH)
-        order = np.random.default_rng(0).permutation(N)
-        self.batches: list[NDArray[np.int64]] = np.split(order, range(BATCH, N, BATCH))
+        self.graphed = GraphedSteps(self.engine, self.optimizers[1], BATCH, N)
+        self.order = np.random.default_rng(0).permutation(N)
+        self.batches: list[NDArray[np.int64]] = np.split(self.order, range(BATCH, N, BATCH))
 
     def plainly(self, steps: range) -> list[float]:
         losses, update = [], updater(self.optimizers[0])
@@ -69,7 +78,8 @@ class Case:
         return losses
 
     def at_once(self, steps: range) -> list[float]:
-        return self.graphed.steps(self.batches[steps.start : steps.stop], RATES[steps.start :])
+        rows = self.order[steps.start * BATCH : steps.stop * BATCH]
+        return self.graphed.steps(rows, RATES[steps.start : steps.stop])
 
     def assert_same(self) -> None:
         for one, other in zip(self.plain.parameters, self.graphed.engine.parameters, strict=True):
@@ -100,6 +110,17 @@ def test_two_epochs_are_the_plain_steps(
         case.assert_same()
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_two_epochs_without_autograd_are_the_plain_steps(
+    clip: float | None, kind: type[torch.optim.Adam]
+) -> None:
+    case = Case(nn.MSELoss(), kind, clip, autograd=False)
+    for part in (range(FULL), range(5), range(5, 6), range(6, FULL)):
+        assert case.at_once(part) == case.plainly(part)
+        case.assert_same()
+
+
 class Asked(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes each operation whose answer the host waits for."""
 
@@ -115,13 +136,14 @@ class Asked(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_asks_the_host_nothing() -> None:
-    case = Case(nn.MSELoss(), clip=0.05)
+@pytest.mark.parametrize("autograd", [True, False])
+def test_a_step_asks_the_host_nothing(autograd: bool) -> None:
+    case = Case(nn.MSELoss(), clip=0.05, autograd=autograd)
     with Asked() as plain:
         case.plainly(range(1))
     assert plain.operations
     with Asked() as graphed:
-        case.graphed._step(BATCH)
+        case.graphed._steps(BATCH, 2)
     assert graphed.operations == []
 
 
@@ -151,7 +173,8 @@ def test_from_the_first_step_that_is_not_finite_on_nothing_changes(
     loss: nn.Module, value: float, said: str
 ) -> None:
     case = Case(loss, clip=1.0)
-    for engine in (case.plain, case.graphed.engine):
+    for engine in (case.plain, case.engine):
+        assert isinstance(engine, Autograd)
         engine.y[case.batches[3][0]] = value
     assert case.at_once(range(FULL)) == case.plainly(range(3))
     case.assert_same()
@@ -161,13 +184,24 @@ def test_from_the_first_step_that_is_not_finite_on_nothing_changes(
         case.plainly(range(3, 4))
 
 
+def test_so_without_autograd() -> None:
+    case = Case(nn.MSELoss(), clip=1.0, autograd=False)
+    for engine in (case.plain, case.engine):
+        assert isinstance(engine, DeviceBackpropagation)
+        engine.rows[case.batches[3][0], -1] = math.inf
+    assert case.at_once(range(FULL)) == case.plainly(range(3))
+    case.assert_same()
+    with pytest.raises(Diverged, match="the loss is inf"):
+        case.plainly(range(3, 4))
+
+
 def test_what_leaves_other_bytes_is_noticed_and_taken_back() -> None:
     case = Case(nn.MSELoss())
     case.at_once(range(4))
     case.plainly(range(4))
-    steps = partial(case.graphed._launch, BATCH, 2)
+    steps = partial(case.graphed._launch, BATCH, 2, 0)
     assert case.graphed.agree(steps, steps)
-    assert not case.graphed.agree(steps, partial(case.graphed._launch, BATCH, 3))
+    assert not case.graphed.agree(steps, partial(case.graphed._launch, BATCH, 3, 0))
     assert not case.graphed.agree(steps, lambda: None)
     case.assert_same()
 
@@ -194,7 +228,7 @@ def trainer(folder: Path, *keys: str, device: str = "cpu") -> Trainer:
 
 def graphed(trainer: Trainer) -> Trainer:
     assert isinstance(trainer.engine, Autograd)
-    trainer.graphs = GraphedSteps(trainer.engine, trainer.optimizer, 64)
+    trainer.graphs = GraphedSteps(trainer.engine, trainer.optimizer, 64, trainer.rows)
     return trainer
 
 
@@ -291,13 +325,13 @@ def test_on_cuda_what_cannot_be_recorded_is_launched_one_by_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    real = GraphedSteps._step
+    real = GraphedSteps._steps
 
-    def asking(self: GraphedSteps, size: int) -> None:
-        real(self, size)
-        self.taken.item()  # which a stream that is recorded refuses
+    def asking(self: GraphedSteps, size: int, count: int) -> None:
+        real(self, size, count)
+        self.made.item()  # which a stream that is recorded refuses
 
-    monkeypatch.setattr(GraphedSteps, "_step", asking)
+    monkeypatch.setattr(GraphedSteps, "_steps", asking)
     plain = trainer(tmp_path, "train.epochs=1", device="cuda")
     assert plain.graphs is None
     assert "launched one by one, since recording failed: " in caplog.text

@@ -3,6 +3,7 @@
 import logging
 import math
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from job.config import Config, Train, load_config
@@ -20,9 +22,9 @@ from job.model import MLP, Unstandardise, build_model, with_dropout
 from job.optim import make_optimizer, updater
 from job.streams import Purpose, generator
 from job.train import EpochRecord, Training, evaluate, loop, train
-from job.train.loop import _shuffled
 from job.train.loss import Objective
 from job.train.schedule import learning_rate_factor
+from job.train.shuffle import Shuffle
 from job.train.step import training_step
 
 CPU = torch.device("cpu")
@@ -87,12 +89,30 @@ def test_the_last_smaller_batch_is_trained_too() -> None:
 
 
 def test_every_row_comes_once_an_epoch_and_epochs_differ() -> None:
-    first = np.concatenate(_shuffled(1000, 64, 0, 1))
-    second = np.concatenate(_shuffled(1000, 64, 0, 2))
+    first, second = (Shuffle(1000, 0, 2, ahead=False).order(epoch) for epoch in (1, 2))
     assert np.array_equal(np.sort(first), np.arange(1000))
     assert np.array_equal(np.sort(second), np.arange(1000))
     assert not np.array_equal(first, second)
-    assert np.array_equal(first, np.concatenate(_shuffled(1000, 64, 0, 1)))
+    assert np.array_equal(first, Shuffle(1000, 0, 5, ahead=False).order(1))
+
+
+@pytest.mark.parametrize("first", [1, 2, 4])
+def test_an_order_drawn_ahead_is_its_epochs(first: int) -> None:
+    plain, ahead = (Shuffle(1000, 7, 4, ahead=ahead) for ahead in (False, True))
+    for epoch in range(first, 5):
+        assert np.array_equal(ahead.order(epoch), plain.order(epoch))
+    assert ahead.drawn == {}  # none beyond the last
+
+
+def test_the_shuffling_counts_as_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = Shuffle.order
+
+    def slowly(self: Shuffle, epoch: int) -> NDArray[np.int64]:
+        time.sleep(0.3)
+        return draw(self, epoch)
+
+    monkeypatch.setattr(Shuffle, "order", slowly)
+    assert trained("train.epochs=2")[0].seconds > 0.6
 
 
 def test_equal_runs_end_with_equal_bits() -> None:

@@ -11,7 +11,7 @@ from job.log import WARNING, event
 from job.optim.adamx import AdamX
 from job.optim.adamz import AdamZ
 
-__all__ = ["AdamX", "AdamZ", "device_updater", "make_optimizer", "updater"]
+__all__ = ["AdamX", "AdamZ", "device_updater", "make_optimizer", "pieces", "updater"]
 
 # fused: one kernel for all parameters instead of several for each.
 TABLE: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -59,26 +59,41 @@ def updater(optimizer: torch.optim.Optimizer) -> Callable[[float], object]:
 
 
 def device_updater(
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer, made: Tensor
 ) -> tuple[Callable[[Sequence[Tensor], Tensor, Tensor], None], list[Tensor]]:
     """A step of Adam or AdamW that asks the host nothing, and the state that it changes besides
     the parameters; made when the state is loaded.
 
     It takes the parameters' gradients, the learning rate () and `skip` (): 0, or 1 for no update,
-    which is the kernels' own way to leave out a step that is not finite.
+    which is the kernels' own way to leave out a step that is not finite. `made` () counts the
+    updates.
     """
-    kernel, steps, moments = _fused(optimizer)
+    kernel, steps, moments = _fused(optimizer, pieces)
+    counts = [*steps, made]
 
     def update(gradients: Sequence[Tensor], rate: Tensor, skip: Tensor) -> None:
-        for step in steps:
-            step.add_(1 - skip)
-        kernel(gradients, lr=rate, found_inf=skip)
+        # With the one tensor itself torch would ask it for its value.
+        torch._foreach_add_(counts, [1 - skip] * len(counts))
+        kernel(pieces(gradients), lr=rate, found_inf=skip)
 
     return update, [*steps, *moments]
 
 
+def pieces(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors, those of one dimension in parts, on which a GPU's processors work at once.
+
+    A fused kernel gives 65,536 numbers of a tensor to one of them, which has room for some 2,048.
+    """
+    found: list[Tensor] = []
+    for tensor in tensors:
+        size = max(2048, -(-len(tensor) // 32))
+        found += torch.split(tensor.detach(), size) if tensor.ndim == 1 else [tensor.detach()]
+    return found
+
+
 def _fused(
     optimizer: torch.optim.Optimizer,
+    parts: Callable[[Sequence[Tensor]], list[Tensor]] = list,
 ) -> tuple[Callable[..., object], list[Tensor], list[Tensor]]:
     """The kernel of (gradients, lr=), the numbers of the steps, which it wants counted, and the
     moments. Makes the state where there is none."""
@@ -91,11 +106,11 @@ def _fused(
     means, squares, steps = ([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
     kernel = partial(
         _KERNELS[type(optimizer)],
-        group["params"],
-        exp_avgs=means,
-        exp_avg_sqs=squares,
+        parts(group["params"]),
+        exp_avgs=parts(means),
+        exp_avg_sqs=parts(squares),
         max_exp_avg_sqs=[],
-        state_steps=steps,
+        state_steps=[step for step, mean in zip(steps, means, strict=True) for _ in parts([mean])],
         beta1=group["betas"][0],
         beta2=group["betas"][1],
         eps=group["eps"],

@@ -1,33 +1,45 @@
 """Steps on CUDA without the host between them: recorded as CUDA graphs, and replayed.
 
-A step of a small network is some twenty short kernels, and to launch each takes longer than to run
-it. So the step of `Autograd` is written here such that the host is asked nothing: which rows it
-takes, at which learning rate, and where its loss goes follow from a counter on the device, and from
-the first loss or gradient on that is not finite no update is made. A graph holds STEPS steps on a
-full batch, or one, or one on the smaller batch at an epoch's end. Many are launched before the
-losses are read; not for longer than SECONDS, since only then a signal is looked at.
+A step of a small network is some fifteen short kernels, and to launch each takes longer than to run
+it. So a step is written here such that the host is asked nothing: the rows that it takes, its
+learning rate and its loss lie where the graph reads and writes them, and from the first loss or
+gradient on that is not finite no update is made. A graph holds STEPS steps on full batches, or one,
+or one on the smaller batch at an epoch's end. Many are launched before the losses are read; not for
+longer than SECONDS, since only then a signal is looked at.
 
 Graphs are used only if they leave the same bytes as the steps that they record.
 
 Shapes: N training rows, B rows of a batch, S steps of an epoch.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import takewhile
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from job.config import Config
-from job.optim import device_updater
-from job.train.step import Autograd, mean_loss
+from job.optim import device_updater, pieces
 
 STEPS = 8
 SECONDS = 0.5
+
+
+class Engine(Protocol):
+    """What computes the gradients."""
+
+    grad_clip: float | None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def loss_and_gradients(self, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The mean loss () over the rows of these numbers (B,), and its gradients by `parameters`,
+        for which the host need not wait."""
 
 
 def why_no_graphs(config: Config, processes: int) -> str | None:
@@ -47,47 +59,50 @@ def steps_within_reach(steps: int, seconds: float) -> int:
 
 
 class GraphedSteps:
-    """The steps of an `Autograd` on batches of `batch` rows (the last of an epoch may have fewer).
+    """The steps of an engine on batches of `batch` rows (the last of an epoch may have fewer).
 
     Until `record` each is launched by itself, on any device. Made when the optimizer's state is
     loaded.
     """
 
-    def __init__(self, engine: Autograd, optimizer: torch.optim.Optimizer, batch: int) -> None:
-        n, device = len(engine.x), engine.x.device
+    def __init__(
+        self, engine: Engine, optimizer: torch.optim.Optimizer, batch: int, n: int
+    ) -> None:
+        device = engine.parameters[0].device
         self.engine, self.batch = engine, min(batch, n)
-        self.update, self.state = device_updater(optimizer)
         steps = -(-n // batch)
-        self.positions = torch.arange(self.batch, device=device)  # (B,) of a batch's rows
         self.rows = torch.arange(n, device=device)  # (N,) of the steps to come
         self.rates = torch.zeros(steps, device=device)  # (S,) likewise
-        self.losses = torch.zeros(steps, device=device)  # (S,), not finite if no update was made
-        self.numbers = torch.arange(steps, device=device)
-        self.taken = torch.zeros(1, dtype=torch.int64, device=device)  # of those steps
+        self.losses = torch.zeros(steps, device=device)  # (S,) of those taken
+        # The same of the steps of one graph, which always reads and writes in one place.
+        self.its_rows = torch.zeros(STEPS * self.batch, dtype=torch.int64, device=device)
+        self.its_rates, self.its_losses = (torch.zeros(STEPS, device=device) for _ in range(2))
         self.bad = torch.zeros((), device=device)  # 1 from the first that is not finite
+        self.one = torch.ones((), device=device)
+        self.made = torch.zeros((), device=device)  # updates
+        self.update, self.state = device_updater(optimizer, self.made)
         self.at_once = STEPS  # steps that take about SECONDS
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
 
-    def steps(self, batches: Sequence[NDArray[np.int64]], rates: Sequence[float]) -> list[float]:
-        """Steps on the rows of these numbers, at these learning rates; each one's mean loss.
+    def steps(self, rows: NDArray[np.int64], rates: Sequence[float]) -> list[float]:
+        """A step for each of the learning rates, on the next of these rows; each one's mean loss.
 
         They end before the first whose loss or gradient is not finite: the losses are then fewer.
         """
         start = time.perf_counter()
-        rows = np.concatenate(batches)
         self.rows[: len(rows)].copy_(torch.from_numpy(rows))
         self.rates[: len(rates)].copy_(torch.tensor(rates))
         self._begin()
         full, rest = divmod(len(rows), self.batch)
-        for _ in range(full // STEPS):
-            self._launch(self.batch, STEPS)
-        for _ in range(full % STEPS):
-            self._launch(self.batch, 1)
+        for first in range(0, full - full % STEPS, STEPS):
+            self._launch(self.batch, STEPS, first)
+        for step in range(full - full % STEPS, full):
+            self._launch(self.batch, 1, step)
         if rest:
-            self._launch(rest, 1)
-        losses = self.losses[: len(batches)].tolist()
-        self.at_once = steps_within_reach(len(batches), time.perf_counter() - start)
-        return list(takewhile(math.isfinite, losses))
+            self._launch(rest, 1, full)
+        losses: list[float] = self.losses[: len(rates)].tolist()
+        self.at_once = steps_within_reach(len(rates), time.perf_counter() - start)
+        return losses[: int(self.made.item())]
 
     def record(self) -> None:
         """Records the graphs; weights and the optimizer's state stay as they are.
@@ -107,14 +122,13 @@ class GraphedSteps:
                 stream.wait_stream(usual)
                 with torch.cuda.stream(stream):  # libraries make their workspaces when first used
                     for _ in range(3):
-                        self.taken.zero_()
-                        self._step(size)
+                        self._steps(size, 1)
                 usual.wait_stream(stream)
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool, stream=stream):
-                    for _ in range(count):
-                        self._step(size)
-                if not self.agree(partial(self._launch, size, count), graph.replay):
+                    self._steps(size, count)
+                launch = partial(self._launch, size, count, 0)
+                if not self.agree(launch, partial(launch, graph)):
                     raise RuntimeError("a graph left other bytes than the steps that it records")
                 graphs[size, count] = graph
         self.graphs = graphs
@@ -134,34 +148,36 @@ class GraphedSteps:
         return all(map(torch.equal, *left))
 
     def _begin(self) -> None:
-        self.taken.zero_()
+        self.made.zero_()
         self.bad.zero_()
 
-    def _launch(self, size: int, count: int) -> None:
-        """So many steps, each on so many rows."""
-        if graph := self.graphs.get((size, count)):
+    def _launch(
+        self, size: int, count: int, first: int, graph: torch.cuda.CUDAGraph | None = None
+    ) -> None:
+        """So many steps, each on so many rows, from this step on."""
+        graph = graph or self.graphs.get((size, count))
+        start, several = first * self.batch, slice(first, first + count)
+        self.its_rows[: size * count].copy_(self.rows[start : start + size * count])
+        self.its_rates[:count].copy_(self.rates[several])
+        if graph is None:
+            self._steps(size, count)
+        else:
             graph.replay()
-            return
-        for _ in range(count):
-            self._step(size)
+        self.losses[several].copy_(self.its_losses[:count])
 
-    def _step(self, size: int) -> None:
-        """The next step, on so many rows: launches kernels and waits for none."""
-        engine, parameters = self.engine, self.engine.parameters
-        start = self.taken * self.batch
-        rows = self.rows.index_select(0, start + self.positions[:size])
-        x, y = (values.index_select(0, rows) for values in (engine.x, engine.y))
-        loss = mean_loss(engine.network, engine.loss_function, x, y, bfloat16=engine.bfloat16)
-        # Not loss.backward(), which would add to gradients on the stream they were first made on.
-        gradients = torch.autograd.grad(loss, parameters)
-        with torch.no_grad():
-            seen = loss + torch.nn.utils.get_total_norm(gradients, norm_type=float("inf"))
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            if engine.grad_clip is not None:
-                seen += torch.nn.utils.clip_grad_norm_(parameters, engine.grad_clip)
-            torch.maximum(self.bad, (~torch.isfinite(seen)).float(), out=self.bad)
-            self.update(gradients, self.rates.index_select(0, self.taken)[0], self.bad)
-            told = loss / (1 - self.bad)
-            torch.where(self.numbers == self.taken, told, self.losses, out=self.losses)
-            self.taken.add_(1)
+    def _steps(self, size: int, count: int) -> None:
+        """Launches kernels and waits for none."""
+        losses = []
+        for i in range(count):
+            rows = self.its_rows[i * size : (i + 1) * size]
+            loss, gradients = self.engine.loss_and_gradients(rows)
+            losses.append(loss)
+            seen = [loss, *pieces(gradients)]
+            if self.engine.grad_clip is not None:
+                parameters = self.engine.parameters
+                seen.append(torch.nn.utils.clip_grad_norm_(parameters, self.engine.grad_clip))
+            # What AMP has for gradients that are not finite; here they are scaled by 1.
+            torch._amp_foreach_non_finite_check_and_unscale_(seen, self.bad, self.one)
+            with torch.no_grad():
+                self.update(gradients, self.its_rates[i], self.bad)
+        torch.stack(losses, out=self.its_losses[:count])

@@ -22,14 +22,15 @@ from job.log import event, progress
 from job.model import MLP, with_dropout
 from job.optim import make_optimizer, updater
 from job.ranks import Ranks
-from job.streams import Purpose, generator, seed_of
-from job.train.backprop import Backpropagation, why_autograd
+from job.streams import Purpose, seed_of
+from job.train.backprop import Backpropagation, DeviceBackpropagation, why_autograd
 from job.train.checkpoint import load_checkpoint, save_checkpoint
 from job.train.evaluate import Metrics, evaluate
 from job.train.graphs import STEPS, GraphedSteps, why_no_graphs
 from job.train.loss import Objective
 from job.train.precision import say_if_tf32_is_float32, step_arithmetic
 from job.train.schedule import learning_rate_factor
+from job.train.shuffle import Shuffle
 from job.train.step import Autograd
 
 
@@ -140,6 +141,9 @@ class Trainer:
         self.training = self.saver.training
         self.update = updater(self.optimizer)
         self.graphs = self._graphs()
+        self.shuffle = Shuffle(
+            self.rows, config.seed_number, config.train.epochs, ahead=self.graphs is not None
+        )
         full, rest = divmod(self.rows, config.train.batch_size)
         share = full * config.train.batch_size // ranks.size
         self.training.rows_by_rank = [share + rows for rows in ranks.shares(rest)]
@@ -152,7 +156,8 @@ class Trainer:
             y = self.objective.targets(torch.from_numpy(data.training.y).to(device))
         reason = why_autograd(config, device)
         if reason is None:
-            return Backpropagation(network, x, y, config.train.grad_clip, self.ranks)
+            kind = DeviceBackpropagation if device.type == "cuda" else Backpropagation
+            return kind(network, x, y, config.train.grad_clip, self.ranks)
         event("autograd", f"torch.autograd computes the gradients, since {reason}", reason=reason)
         return Autograd(
             with_dropout(network, config.model.dropout),
@@ -168,11 +173,12 @@ class Trainer:
         """What takes the steps on CUDA, if it can: several at once."""
         if self.device.type != "cuda":
             return None
-        assert isinstance(self.engine, Autograd)
+        assert isinstance(self.engine, Autograd | DeviceBackpropagation)
         reason = why_no_graphs(self.config, self.ranks.size)
         if reason is None:
             try:
-                graphs = GraphedSteps(self.engine, self.optimizer, self.config.train.batch_size)
+                size = self.config.train.batch_size
+                graphs = GraphedSteps(self.engine, self.optimizer, size, self.rows)
                 with step_arithmetic(tf32=self.tf32):
                     graphs.record()
             except RuntimeError as error:
@@ -253,37 +259,41 @@ class Trainer:
         self, epoch: int, advance: Callable[..., object], on_step: Callable[[], None]
     ) -> None:
         training, size = self.training, self.config.train.batch_size
-        batches = _shuffled(self.rows, size, self.config.seed_number, epoch)
-        done = training.steps - (epoch - 1) * self.steps_per_epoch
         stopwatch = time.perf_counter()
-        while done < len(batches):
+        order = self.shuffle.order(epoch)
+        done = training.steps - (epoch - 1) * self.steps_per_epoch
+        while done < self.steps_per_epoch:
             on_step()
-            several = batches[done : done + (self.graphs.at_once if self.graphs else 1)]
+            several = self.graphs.at_once if self.graphs else 1
+            rows = order[done * size : (done + several) * size]
             try:
-                losses = self._steps(several)
+                losses = self._steps(rows)
             except Diverged as reason:
                 raise Diverged(
                     f"training diverged at step {training.steps + 1} in epoch {epoch}: {reason}; "
                     f"lower train.optimizer.lr"
                 ) from None
             done += len(losses)
-            for loss, rows in zip(losses, several, strict=False):
-                training.steps += 1
-                training.loss_sum += loss * len(rows)
-                training.rows += len(rows)
-                advance(len(rows))
+            training.steps += len(losses)
+            trained = min(len(rows), len(losses) * size)
+            *full, last = losses
+            for loss in full:
+                training.loss_sum += loss * size
+            training.loss_sum += last * (trained - len(full) * size)
+            training.rows += trained
+            advance(trained)
             if self.saver.due:
                 training.seconds += time.perf_counter() - stopwatch
                 self.saver.save()
                 stopwatch = time.perf_counter()
         training.seconds += time.perf_counter() - stopwatch
 
-    def _steps(self, batches: list[NDArray[np.int64]]) -> list[float]:
-        """Steps on these batches, or on the first of them; the losses of those that were taken."""
-        first = self.training.steps
+    def _steps(self, rows: NDArray[np.int64]) -> list[float]:
+        """Steps on batches of these rows, or on the first of them; the losses of those taken."""
+        first, size = self.training.steps, self.config.train.batch_size
         if self.graphs is not None:
-            rates = [self._rate(first + i) for i in range(len(batches))]
-            losses = self.graphs.steps(batches, rates)
+            rates = [self._rate(first + i) for i in range(-(-len(rows) // size))]
+            losses = self.graphs.steps(rows, rates)
             if losses:
                 self._set_rate(rates[len(losses) - 1])
                 return losses
@@ -293,7 +303,7 @@ class Trainer:
         if self.dropout:  # torch.nn.Dropout draws from torch's own generator
             mask = first * self.ranks.size + self.ranks.rank
             torch.manual_seed(seed_of(self.config.seed_number, Purpose.DROPOUT, mask))
-        return [self.engine.step(batches[0], self.update)]
+        return [self.engine.step(rows[:size], self.update)]
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step: as its number says, or the optimizer's own."""
@@ -306,12 +316,6 @@ class Trainer:
     def _set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-
-
-def _shuffled(n: int, size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """Batches of row numbers, every row once, in an order that (seed, epoch) gives."""
-    order = generator(seed, Purpose.SHUFFLE, epoch).permutation(n)
-    return [order[i : i + size] for i in range(0, n, size)]
 
 
 class Saver:

@@ -4,7 +4,7 @@ Shapes: B rows of a batch, F features, O outputs; all standardised.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ def training_step(
     value = (ranks or Ranks()).sum(gradients, loss.item())
     require_finite(value, network, x)
     if grad_clip is not None:
-        clip(network, grad_clip)
+        clip(network.parameters(), grad_clip)
     update(value)
     return value
 
@@ -104,6 +104,17 @@ class Autograd:
             weight=1.0 if self.ranks.size == 1 else self._weight(share) / self._weight(rows),
         )
 
+    def loss_and_gradients(self, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Over the rows of these numbers (B,), by `parameters`; the host need not wait."""
+        x, y = (values.index_select(0, rows) for values in (self.x, self.y))
+        loss = mean_loss(self.network, self.loss_function, x, y, bfloat16=self.bfloat16)
+        # Not loss.backward(), which would add to gradients on the stream they were first made on.
+        parameters = self.parameters
+        gradients = list(torch.autograd.grad(loss, parameters))
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return loss.detach(), gradients
+
     def _weight(self, rows: NDArray[np.int64]) -> float:
         if self.weights is None:
             return len(rows)
@@ -141,13 +152,13 @@ def _first_not_finite(network: nn.Sequential, x: Tensor) -> str:
     return ", while every layer's answers are finite"
 
 
-def clip(network: nn.Sequential, norm: float) -> None:
-    """Clips the gradients, all together, to this norm.
+def clip(parameters: Iterable[nn.Parameter], norm: float) -> None:
+    """Clips their gradients, all together, to this norm.
 
     Raises:
         Diverged: their norm is not finite.
     """
-    found = torch.nn.utils.clip_grad_norm_(network.parameters(), norm)
+    found = torch.nn.utils.clip_grad_norm_(parameters, norm)
     # Else every gradient would be multiplied by norm / infinity and nothing learnt, in silence.
     if not torch.isfinite(found):
         raise Diverged(f"the norm of the gradients is {found.item()} and cannot be clipped")
