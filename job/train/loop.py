@@ -129,9 +129,10 @@ class Trainer:
         self.model = model.to(device)
         self.objective = Objective(config.train, model)
         self.rows = len(data.training.x)
-        self.steps_per_epoch = -(-self.rows // config.train.batch_size)
         # Asked at every step: by way of the config they took 2 to 10 % of a small one.
+        self.batch_size = config.train.batch_size
         self.steady, self.dropout = config.train.schedule.steady, config.model.dropout > 0
+        self.steps_per_epoch = -(-self.rows // self.batch_size)
         self.engine = self._engine(data)
         self.optimizer = make_optimizer(self.engine.parameters, config.train.optimizer)
         self.tf32 = config.train.precision == "tf32"
@@ -144,8 +145,8 @@ class Trainer:
         self.shuffle = Shuffle(
             self.rows, config.seed_number, config.train.epochs, ahead=self.graphs is not None
         )
-        full, rest = divmod(self.rows, config.train.batch_size)
-        share = full * config.train.batch_size // ranks.size
+        full, rest = divmod(self.rows, self.batch_size)
+        share = full * self.batch_size // ranks.size
         self.training.rows_by_rank = [share + rows for rows in ranks.shares(rest)]
 
     def _engine(self, data: Dataset) -> Backpropagation | Autograd:
@@ -177,8 +178,7 @@ class Trainer:
         reason = why_no_graphs(self.config, self.ranks.size)
         if reason is None:
             try:
-                size = self.config.train.batch_size
-                graphs = GraphedSteps(self.engine, self.optimizer, size, self.rows)
+                graphs = GraphedSteps(self.engine, self.optimizer, self.batch_size, self.rows)
                 with step_arithmetic(tf32=self.tf32):
                     graphs.record()
             except RuntimeError as error:
@@ -258,7 +258,7 @@ class Trainer:
     def _rest_of_epoch(
         self, epoch: int, advance: Callable[..., object], on_step: Callable[[], None]
     ) -> None:
-        training, size = self.training, self.config.train.batch_size
+        training, size = self.training, self.batch_size
         stopwatch = time.perf_counter()
         order = self.shuffle.order(epoch)
         done = training.steps - (epoch - 1) * self.steps_per_epoch
@@ -276,10 +276,8 @@ class Trainer:
             done += len(losses)
             training.steps += len(losses)
             trained = min(len(rows), len(losses) * size)
-            *full, last = losses
-            for loss in full:
-                training.loss_sum += loss * size
-            training.loss_sum += last * (trained - len(full) * size)
+            for i, loss in enumerate(losses):
+                training.loss_sum += loss * min(size, trained - i * size)
             training.rows += trained
             advance(trained)
             if self.saver.due:
@@ -290,7 +288,7 @@ class Trainer:
 
     def _steps(self, rows: NDArray[np.int64]) -> list[float]:
         """Steps on batches of these rows, or on the first of them; the losses of those taken."""
-        first, size = self.training.steps, self.config.train.batch_size
+        first, size = self.training.steps, self.batch_size
         if self.graphs is not None:
             rates = [self._rate(first + i) for i in range(-(-len(rows) // size))]
             losses = self.graphs.steps(rows, rates)
