@@ -75,7 +75,7 @@ class GraphedSteps:
         self.rates = torch.zeros(steps, device=device)  # (S,) likewise
         self.losses = torch.zeros(steps, device=device)  # (S,) of those taken
         # The same of the steps of one graph, which always reads and writes in one place.
-        self.its_rows = torch.zeros(STEPS * self.batch, dtype=torch.int64, device=device)
+        self.its_rows = torch.zeros_like(self.rows[: STEPS * self.batch])
         self.its_rates, self.its_losses = (torch.zeros(STEPS, device=device) for _ in range(2))
         self.bad = torch.zeros((), device=device)  # 1 from the first that is not finite
         self.one = torch.ones((), device=device)
