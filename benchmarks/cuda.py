@@ -4,9 +4,8 @@
 
 Rows per second of a network 10-width-1 with ReLU, or with two such hidden layers, mean squared
 error, Adam; medians of rounds in turns. JAX, where it is installed with CUDA, computes in float32
-too and not in TF32. The roofline is the smaller of the rate of a large matrix product over a row's
-operations, counted as in benchmarks/speed.py, and that of a large copy over the bytes that a row's
-hidden values must move.
+too and not in TF32. The share is of what a large matrix product and a large copy would allow, as
+`limit` counts a row's operations and bytes.
 """
 
 import os
