@@ -9,8 +9,7 @@ import io
 import logging
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,10 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 import job
+from job import torchscript
 from job.config import Config
 from job.durable import write_npy
 from job.errors import JobError
@@ -42,7 +42,7 @@ class Exporter:
         # Two rows: with one, an exporter may take the batch for a constant.
         example = torch.zeros(2, len(model.input.mean))
         # TorchScript first: a second trace in one process names things differently.
-        self.traced = trace(self.model, example)
+        self.traced = torchscript.trace(self.model, example)
         self.program = export_program(self.model, example)
         self.onnx = export_onnx(self.program, config.opset)
 
@@ -73,32 +73,14 @@ class Exporter:
         self.onnx.apply_weights(state)
 
 
-def trace(model: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
-    with _torchscript_is_asked_for():
-        traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]
-            model, example, check_trace=False
-        )
-    return traced
-
-
 def write_torchscript(traced: torch.jit.ScriptModule, path: Path) -> None:
     """A TorchScript archive, without debug records, dates and ids."""
-    buffer = io.BytesIO()
-    with _torchscript_is_asked_for():
-        torch.jit.save(traced, buffer)
-    with zipfile.ZipFile(buffer) as archive, zipfile.ZipFile(path, "w") as plain:
+    content = io.BytesIO(torchscript.save(traced))
+    with zipfile.ZipFile(content) as archive, zipfile.ZipFile(path, "w") as plain:
         for name in sorted(archive.namelist()):
             if not name.endswith((".debug_pkl", ".data/serialization_id")):
                 # A ZipInfo is of 1980 unless told.
                 plain.writestr(zipfile.ZipInfo(name), archive.read(name))
-
-
-@contextmanager
-def _torchscript_is_asked_for() -> Iterator[None]:
-    """Silences that it is deprecated upstream."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
-        yield
 
 
 def export_program(model: MLP, example: Tensor) -> torch.export.ExportedProgram:

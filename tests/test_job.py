@@ -168,7 +168,8 @@ from job import export
 right, written = export.write_torchscript, []
 def wrong(traced, path):
     if written:
-        traced = export.trace(export.MLP(10, (100,), 1, "relu").eval(), torch.zeros(2, 10))
+        untrained = export.MLP(10, (100,), 1, "relu").eval()
+        traced = export.torchscript.trace(untrained, torch.zeros(2, 10))
     written.append(path)
     right(traced, path)
 export.write_torchscript = wrong

@@ -16,8 +16,7 @@ a layer, K classes.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from job import torchscript
 from job.config import Config
 from job.ranks import Ranks
 from job.train.step import clip, require_finite
@@ -34,8 +34,8 @@ from job.train.step import clip, require_finite
 ROWS, NUMBERS, LEAST = 1024, 2**18, 64
 FEW = 4096  # rows on a GPU
 
-Operation = Callable[..., object]
-Loss = Callable[[Tensor, Tensor, int, Tensor], Any]  # answer, targets, batch, delta
+Operation = partial[Any]
+Gather = Callable[[Any], object]  # leaves the rows of these numbers in a block's buffer
 _aten = torch.ops.aten
 
 # Forward: the sums z to the answer. Where its derivative follows from the answer, that takes the
@@ -77,16 +77,30 @@ def why_autograd(config: Config, device: torch.device) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Block:
-    """The buffers for n rows, and what is done in them, in its order."""
+class _Block(nn.Module):
+    """What is done with n rows once they are gathered: operations on buffers, in this order.
 
-    gather: Callable[[Any], object]  # fetches the rows of these numbers: features, 1, targets
-    targets: Tensor  # (T, n), a view of them
-    forward: list[Operation]  # the rows to their answer
-    answer: Tensor  # (O, n)
-    delta: Tensor  # (O, n), the loss's gradient by the answer
-    backward: list[Operation]  # that to the weights' gradient, to which it is added
+    A module whose the buffers are, since torch.jit.trace leaves out what only changes others.
+    """
+
+    def __init__(
+        self, forward: list[Operation], loss: Operation, backward: list[Operation]
+    ) -> None:
+        super().__init__()
+        self.to_answer, self.loss, self.to_gradients = forward, loss, backward
+        values = [v for o in (*forward, loss, *backward) for v in (*o.args, *o.keywords.values())]
+        tensors = {id(value): value for value in values if isinstance(value, Tensor)}
+        for number, tensor in enumerate(tensors.values()):
+            self.register_buffer(f"buffer_{number}", tensor)
+
+    def forward(self) -> Tensor:
+        """The rows' loss (); the gradient of the weights is added to what is there."""
+        for operation in self.to_answer:
+            operation()
+        loss: Tensor = self.loss()
+        for operation in self.to_gradients:
+            operation()
+        return loss
 
 
 class Backpropagation:
@@ -113,7 +127,8 @@ class Backpropagation:
         self.activation = type(network[1]) if len(network) > 1 else nn.ReLU
         self.forward, self.backward = _FORWARD[self.activation], _BACKWARD[self.activation]
         self.keeps_sums = self.activation in _KEEP_SUMS
-        self.loss: Loss = _mean_squared_error if y.ndim == 2 else _cross_entropy
+        self.classes = y.ndim == 1
+        self.targets = 1 if self.classes else y.shape[1]  # of a row
         self.rows = torch.cat([x, x.new_ones(len(x), 1), y.view(len(y), -1).to(x.dtype)], 1)
         # Nothing here is autograd's: to ask it for no gradient costs 3 us a step.
         self.flat = nn.Parameter(
@@ -125,7 +140,8 @@ class Backpropagation:
         for layer, weight, gradient in zip(self.linear, self.weights, self.gradients, strict=True):
             layer.weight.data, layer.bias.data = weight[:-1].t(), weight[-1]
             layer.weight.grad, layer.bias.grad = gradient[:-1].t(), gradient[-1]
-        self.blocks: dict[int, _Block] = {}
+        # For so many rows of a batch of so many: what fetches them, and what does the rest.
+        self.blocks: dict[tuple[int, int], tuple[Gather, Callable[[], Tensor]]] = {}
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -155,8 +171,8 @@ class Backpropagation:
         self.gradient.zero_()
         loss = 0.0
         for start in range(0, len(rows), self.size):
-            loss += self._run(rows[start : start + self.size], batch)
-        return loss
+            loss += self._run(rows[start : start + self.size], batch).item()
+        return loss / (batch * self.targets)
 
     def release(self) -> None:
         """Gives the network weights of its own again, in the usual layout, without gradients."""
@@ -164,31 +180,26 @@ class Backpropagation:
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
             parameter.grad = None
 
-    def _run(self, part: Any, batch: int) -> Any:
-        """One block's rows, by their numbers (n,), forward and backward; what they are of the loss.
+    def _run(self, part: Any, batch: int) -> Tensor:
+        """One block's rows, by their numbers (n,), forward and backward; their loss ().
 
         Their share of the gradient is added to the others'.
         """
-        if len(part) not in self.blocks:
-            self.blocks[len(part)] = self._block(len(part))
-        block = self.blocks[len(part)]
-        block.gather(part)
-        for operation in block.forward:
-            operation()
-        loss = self.loss(block.answer, block.targets, batch, block.delta)
-        for operation in block.backward:
-            operation()
-        return loss
+        if (len(part), batch) not in self.blocks:
+            self.blocks[len(part), batch] = self._block(len(part), batch)
+        gather, run = self.blocks[len(part), batch]
+        gather(part)
+        return run()
 
-    def _gather(self, into: Tensor) -> Callable[[Any], object]:
+    def _gather(self, into: Tensor) -> Gather:
         """A function of rows' numbers (n,) that leaves the rows in `into`."""
         # NumPy's is twice as fast as torch's; its "raise" would need a copy.
         rows, buffer = self.rows.numpy(), into.numpy()
         return lambda numbers: rows.take(numbers, 0, buffer, "clip")
 
-    def _block(self, n: int) -> _Block:
+    def _block(self, n: int, batch: int) -> tuple[Gather, Callable[[], Tensor]]:
         features = self.linear[0].in_features
-        rows = self.rows.new_empty(n, self.rows.shape[1])
+        rows = self.rows.new_zeros(n, self.rows.shape[1])
         inputs = [rows[:, : features + 1].t()]  # of each layer, (I + 1, n): the last row is 1
         sums: list[Tensor] = []  # of each layer, (O, n), or in their place its answer
         forward: list[Operation] = []
@@ -209,7 +220,7 @@ class Backpropagation:
         # The loss's gradient by each layer's sums, (O, n), in whose place it comes.
         deltas = [*sums[:-1], torch.empty_like(sums[-1])]
         backward: list[Operation] = []
-        scale = _scalar(1.0)  # of each row's delta in the first layer
+        scale = torch.tensor(1.0)  # of each row's delta in the first layer
         for i in range(len(deltas) - 1, 0, -1):
             delta, before, weight = deltas[i], deltas[i - 1][:, :n], self.weights[i][:-1]
             backward.append(self._product(i, inputs[i], delta))
@@ -221,7 +232,7 @@ class Backpropagation:
             # An outer product: its factors one by one are faster.
             backward.append(partial(self.backward, weight, before))
             if i > 1:
-                backward.append(partial(before.mul_, delta))
+                backward.append(partial(Tensor.mul_, before, delta))
             else:
                 scale = delta  # goes with the features, which are fewer than the units
         # The copy that this makes lies better than the gathered rows: up to four times as fast.
@@ -229,7 +240,15 @@ class Backpropagation:
         backward.append(partial(torch.mul, inputs[0], scale, out=scaled[:, :n]))
         backward.append(self._product(0, scaled, deltas[0]))
         targets = rows[:, features + 1 :].t()
-        return _Block(self._gather(rows), targets, forward, sums[-1], deltas[-1], backward)
+        loss = self._loss(sums[-1], targets, batch, deltas[-1])
+        return self._gather(rows), self._recorded(_Block(forward, loss, backward))
+
+    def _recorded(self, block: _Block) -> Callable[[], Tensor]:
+        """What `block` does, without Python between its operations: a tenth of a small step."""
+        before = self.gradient.clone()
+        recorded: Callable[[], Tensor] = torchscript.trace(block).forward  # does it too
+        self.gradient.copy_(before)
+        return recorded
 
     def _columns(self, n: int) -> int:
         """How many the first layer's sums have for n rows; those beyond stay 0.
@@ -241,13 +260,21 @@ class Backpropagation:
         enough = -(-24 * inputs // 16) * 16
         return enough if inputs <= 16 and 16 * inputs < n < enough else n
 
+    def _loss(self, answer: Tensor, y: Tensor, batch: int, delta: Tensor) -> Operation:
+        """The rows' loss (), summed; leaves the gradient of the batch's mean in `delta` (O, n)."""
+        # As a tensor: a Python number costs an operation 1.5 us more.
+        scale = torch.tensor(1 / (batch * self.targets))
+        if self.classes:
+            return partial(_cross_entropy, answer, y, scale, delta)
+        return partial(_squared_errors, answer, y, 2 * scale, delta)
+
     def _layer(self, weight: Tensor, inputs: Tensor, z: Tensor, answer: Tensor) -> list[Operation]:
         """Of a hidden layer: inputs (I + 1, n) to sums z (O, n) to its answer (O, n)."""
         return [partial(torch.mm, weight.t(), inputs, out=z), partial(self.forward, z, answer)]
 
     def _product(self, i: int, inputs: Tensor, delta: Tensor) -> Operation:
         """Adds layer i's gradient, from its inputs (I + 1, n) and the loss's by its sums (O, n)."""
-        return partial(self.gradients[i].addmm_, inputs, delta.t())
+        return partial(Tensor.addmm_, self.gradients[i], inputs, delta.t())
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         """The parts (I + 1, O) of `flat`, one for each layer."""
@@ -272,7 +299,6 @@ class DeviceBackpropagation(Backpropagation):
         ranks: Ranks | None = None,
     ) -> None:
         super().__init__(network, x, y, grad_clip, ranks)
-        self.loss = self._mean_squared_error
         self.shares: dict[float, Tensor] = {}  # of a batch, that this process takes; there
         # For the loss, which the gradient need not wait for: 2.5 us of a step of 30.
         self.aside = torch.cuda.Stream() if x.is_cuda else None  # type: ignore[no-untyped-call]
@@ -293,7 +319,8 @@ class DeviceBackpropagation(Backpropagation):
             torch.cuda.current_stream().wait_stream(self.aside)
         return loss
 
-    def _mean_squared_error(self, answer: Tensor, y: Tensor, batch: int, delta: Tensor) -> Tensor:
+    def _squared_errors(self, answer: Tensor, y: Tensor, batch: int, delta: Tensor) -> Tensor:
+        """What these rows are of the mean, and its gradient in `delta`."""
         share = answer.shape[1] / batch
         if share not in self.shares:
             self.shares[share] = answer.new_full((), share)
@@ -306,7 +333,15 @@ class DeviceBackpropagation(Backpropagation):
         _aten.mse_loss_backward.grad_input(self.shares[share], answer, y, 1, grad_input=delta)
         return loss
 
-    def _gather(self, into: Tensor) -> Callable[[Any], object]:
+    def _loss(self, answer: Tensor, y: Tensor, batch: int, delta: Tensor) -> Operation:
+        """What these rows are of the mean (), and its gradient in `delta`."""
+        return partial(self._squared_errors, answer, y, batch, delta)
+
+    def _recorded(self, block: _Block) -> Callable[[], Tensor]:
+        """As it is: a CUDA graph records it."""
+        return block.forward
+
+    def _gather(self, into: Tensor) -> Gather:
         return lambda numbers: torch.index_select(self.rows, 0, numbers, out=into)
 
     def _columns(self, n: int) -> int:
@@ -329,26 +364,20 @@ class DeviceBackpropagation(Backpropagation):
         return partial(product, inputs, delta.t())
 
 
-def _mean_squared_error(answer: Tensor, y: Tensor, batch: int, delta: Tensor) -> float:
-    """sum (answer - y)^2 / (B O), and its gradient by the answer in `delta` (O, n)."""
+def _squared_errors(answer: Tensor, y: Tensor, scale: Tensor, delta: Tensor) -> Tensor:
+    """sum (answer - y)^2; leaves (answer - y) scale in `delta` (O, n)."""
     torch.sub(answer, y, out=delta)
-    errors, scale = delta.view(-1), 1 / (batch * delta.shape[0])
-    loss = torch.dot(errors, errors).item() * scale
-    delta.mul_(_scalar(2 * scale))
+    errors = delta.view(-1)
+    loss = torch.dot(errors, errors)
+    delta.mul_(scale)
     return loss
 
 
-def _cross_entropy(logits: Tensor, y: Tensor, batch: int, delta: Tensor) -> float:
-    """-sum log softmax(logits)_y / B, and its gradient by the logits in `delta` (K, n)."""
+def _cross_entropy(logits: Tensor, y: Tensor, scale: Tensor, delta: Tensor) -> Tensor:
+    """-sum log softmax(logits)_y; leaves its gradient times `scale` in `delta` (K, n)."""
     classes = y.long()
     _aten.log_softmax.int_out(logits, 0, out=delta)
     logs = delta.gather(0, classes)
-    loss = -logs.sum().item() / batch
-    delta.exp_().scatter_(0, classes, logs.exp_().sub_(1)).mul_(_scalar(1 / batch))
+    loss = -logs.sum()
+    delta.exp_().scatter_(0, classes, logs.exp_().sub_(1)).mul_(scale)
     return loss
-
-
-@lru_cache(maxsize=4)  # full blocks and the last ones
-def _scalar(value: float) -> Tensor:
-    """As a tensor: a Python number costs an operation 1.5 us more, on 256 rows 2 % of the step."""
-    return torch.tensor(value)

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from job import torchscript
 from job.verify.battery import Case
 from job.verify.compare import NOISE_LIMIT, TORCH_LIMIT, Comparison, compare
 from job.verify.engines import (
     Run,
     engines,
     load_program,
-    load_torchscript,
     onnx_session,
-    torchscript,
 )
 from job.verify.oracle import Answer, Stage
 from job.verify.reference import Reference
@@ -176,8 +175,8 @@ def _torchscript_tensors(content: bytes, x: Float32) -> list[Float32]:
     """The same of the module's code, with all that it calls written out."""
     import torch
 
-    with torchscript():
-        graph = torch.jit.freeze(load_torchscript(content).eval()).graph.copy()
+    with torchscript.asked_for():
+        graph = torch.jit.freeze(torchscript.load(content).eval()).graph.copy()
     for node in list(graph.nodes()):
         for value in node.outputs():
             if value.type().kind() == "TensorType" and node.kind() != "prim::Constant":

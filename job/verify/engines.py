@@ -9,14 +9,14 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from job import torchscript
 from job.errors import ExportMismatch
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def engines(files: Mapping[str, bytes]) -> tuple[list[Engine], list[str]]:
     for artifact, name, needs, load in (
         ("model.onnx", "onnxruntime, not optimised", "onnxruntime", plain),
         ("model.onnx", "onnxruntime, optimised", "onnxruntime", load_onnx),
-        ("model.torchscript.pt", "torch.jit", "torch", lambda c: _torch_run(load_torchscript(c))),
+        ("model.torchscript.pt", "torch.jit", "torch", lambda c: _torch_run(torchscript.load(c))),
         ("model.pt2", "torch.export", "torch", lambda c: _torch_run(load_program(c).module())),
     ):
         if artifact not in files:
@@ -92,22 +92,6 @@ def onnx_session(content: bytes, *, optimise: bool = True) -> Any:
     if session.get_providers() != ["CPUExecutionProvider"]:
         raise ExportMismatch(f"onnxruntime ran {session.get_providers()}, not its CPU provider")
     return session
-
-
-def load_torchscript(content: bytes) -> Any:
-    """The torch.jit module of an archive. It is code: load only what is known to be ours."""
-    import torch
-
-    with torchscript():
-        return torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def torchscript() -> Iterator[None]:
-    """Without the warning that it is deprecated upstream: it is asked for."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
-        yield
 
 
 @lru_cache(maxsize=1)  # its weights and its answers are looked at one after the other

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from job import torchscript
 from job.errors import DataError, ExportMismatch
-from job.verify.engines import load_program, load_torchscript
+from job.verify.engines import load_program
 
 Float32 = NDArray[np.float32]
 
@@ -31,7 +32,7 @@ def weights_of(artifact: str, content: bytes) -> Mapping[str, NDArray[Any]] | No
     state = (
         load_program(content).state_dict
         if artifact == "model.pt2"
-        else load_torchscript(content).state_dict()
+        else torchscript.load(content).state_dict()
     )
     return {name: tensor.detach().numpy() for name, tensor in state.items()}
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from job.errors import ExportMismatch
-from job.export import trace, write_torchscript
+from job.export import write_torchscript
 from job.model import MLP
+from job.torchscript import trace
 from job.verify import Reference, Verification, verify_files
 from job.verify.diagnose import Diagnosis
 from job.verify.mutants import Mutant, mutants

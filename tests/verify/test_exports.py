@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from job.config import Task
-from job.export import trace, write_torchscript
+from job.export import write_torchscript
 from job.model import MLP
+from job.torchscript import trace
 from job.verify import Reference, verify_files, verify_staged
 
 from .models import Sample, any_sample, sample, trained

@@ -25,11 +25,12 @@ import safetensors.numpy
 import torch
 from torch import nn
 
+from job import torchscript
 from job.errors import DataError, ExportMismatch
 from job.manifest import read_manifest
 from job.predict import predict_file
 from job.verify import verify_published
-from job.verify.engines import load_onnx, load_torchscript
+from job.verify.engines import load_onnx
 from job.verify.weights import read_safetensors
 from tests.conftest import ROOT, Job
 
@@ -54,6 +55,7 @@ from collections import Counter
 from pathlib import Path
 import numpy as np
 from job.errors import DataError, ExportMismatch
+from job import torchscript
 from job.predict import predict_file
 from job.verify import verify_published
 
@@ -446,7 +448,7 @@ def load_program(content: bytes) -> None:
 @pytest.mark.parametrize(
     ("name", "make", "load"),
     [
-        ("model.torchscript.pt", hostile_torchscript, load_torchscript),
+        ("model.torchscript.pt", hostile_torchscript, torchscript.load),
         ("model.pt2", hostile_program, load_program),
     ],
 )
