@@ -89,16 +89,24 @@ class Artifacts:
         if not self._said and self._worker.poll():
             self._say()
 
-    def write(self, reference: Reference, folder: Path, fingerprint: str) -> None:
-        """Writes the goldens and the model files with the weights of `reference` into `folder`.
+    def wait(self) -> None:
+        """Returns when the untrained model's files are verified.
 
         Raises:
             Interrupted: a signal has come.
-            JobError: as of `check`.
+            ExportMismatch, JobError: as of `check`.
         """
         if not self._said:
             self._worker.wait()
             self._say()
+
+    def write(self, reference: Reference, folder: Path, fingerprint: str) -> None:
+        """Writes the goldens and the model files with the weights of `reference` into `folder`.
+
+        Raises:
+            Interrupted, ExportMismatch, JobError: as of `wait`.
+        """
+        self.wait()
         reference.save(self._question)
         self._worker.call("write", str(folder), str(self._question), fingerprint)
         self._worker.wait()

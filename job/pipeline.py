@@ -122,6 +122,10 @@ def _make(
         artifacts = Artifacts(server, model, data, config, device.torch, run.scratch, run.staging)
 
     with clock.stage("train"):
+        # A step waits for each of its threads, and one of them for the CPU that the other process
+        # has. Not where several ranks stop together, which they do from their first step on.
+        if device.type == "cpu" and device.threads > 1 and device.ranks.size == 1:
+            artifacts.wait()
         training = train(
             model,
             data,

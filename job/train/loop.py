@@ -25,6 +25,7 @@ from job.ranks import Ranks
 from job.streams import Purpose, seed_of
 from job.train.backprop import Backpropagation, DeviceBackpropagation, why_autograd
 from job.train.checkpoint import load_checkpoint, save_checkpoint
+from job.train.contention import Contention
 from job.train.evaluate import Metrics, evaluate
 from job.train.graphs import STEPS, GraphedSteps, why_no_graphs
 from job.train.loss import Objective
@@ -142,6 +143,7 @@ class Trainer:
         self.training = self.saver.training
         self.update = updater(self.optimizer)
         self.graphs = self._graphs()
+        self.contention = Contention(torch.get_num_threads() if device.type == "cpu" else 1)
         self.shuffle = Shuffle(
             self.rows, config.seed_number, config.train.epochs, ahead=self.graphs is not None
         )
@@ -215,6 +217,7 @@ class Trainer:
         loss = self.objective.unit * training.loss_sum / self.rows
         lr = float(self.optimizer.param_groups[0]["lr"])
         record = EpochRecord(epoch, training.steps, lr, loss, metrics)
+        self.contention.look()
         self._note_if_best(record)
         training.epochs.append(record)
         training.loss_sum = 0.0
