@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,8 +21,10 @@ from job.data import Dataset, Split, load_data
 from job.errors import Diverged
 from job.model import MLP, Unstandardise, build_model, with_dropout
 from job.optim import make_optimizer, updater
+from job.ranks import Ranks
 from job.streams import Purpose, generator
 from job.train import EpochRecord, Training, evaluate, loop, train
+from job.train.loop import Trainer
 from job.train.loss import Objective
 from job.train.schedule import learning_rate_factor
 from job.train.shuffle import Shuffle
@@ -102,6 +105,19 @@ def test_an_order_drawn_ahead_is_its_epochs(first: int) -> None:
     for epoch in range(first, 5):
         assert np.array_equal(ahead.order(epoch), plain.order(epoch))
     assert ahead.drawn == {}  # none beyond the last
+
+
+@pytest.mark.parametrize(("cpus", "ahead"), [({0}, False), ({0, 1}, True)])
+def test_orders_are_drawn_ahead_where_a_cpu_has_nothing_else_to_do(
+    cpus: set[int], ahead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cpus)
+    config = load_config(None, ["data.samples=400"])
+    data = load_data(config.data, 0, 2**40)
+    model = build_model(config, data.training.x, data.training.y)
+    torch.set_num_threads(1)
+    trainer = Trainer(model, data, config, torch.device("cpu"), tmp_path, Ranks())
+    assert (trainer.shuffle.thread is not None) == ahead
 
 
 def test_the_shuffling_counts_as_training_time(monkeypatch: pytest.MonkeyPatch) -> None:

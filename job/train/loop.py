@@ -3,6 +3,7 @@
 Shapes: N training rows, B rows of a batch, F features, O outputs.
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -144,9 +145,9 @@ class Trainer:
         self.update = updater(self.optimizer)
         self.graphs = self._graphs()
         self.contention = Contention(torch.get_num_threads() if device.type == "cpu" else 1)
-        self.shuffle = Shuffle(
-            self.rows, config.seed_number, config.train.epochs, ahead=self.graphs is not None
-        )
+        spare = len(os.sched_getaffinity(0)) > torch.get_num_threads() * ranks.local_size
+        ahead = spare or device.type == "cuda"
+        self.shuffle = Shuffle(self.rows, config.seed_number, config.train.epochs, ahead=ahead)
         full, rest = divmod(self.rows, self.batch_size)
         share = full * self.batch_size // ranks.size
         self.training.rows_by_rank = [share + rows for rows in ranks.shares(rest)]

@@ -14,8 +14,8 @@ from job.streams import Purpose, generator
 class Shuffle:
     """Orders of n rows, one for each of so many epochs, which the seed gives.
 
-    With `ahead` a thread draws the next one while this one is trained on: where a GPU takes the
-    steps the host has the time, and at large batches the drawing takes longer than they do.
+    With `ahead` a thread draws the next one while this one is trained on, for which there should be
+    a CPU: the drawing is a tenth of an epoch, and on a GPU at large batches more than the steps.
     """
 
     def __init__(self, n: int, seed: int, epochs: int, *, ahead: bool) -> None:
