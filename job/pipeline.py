@@ -110,6 +110,14 @@ def _data(config: Config, ranks: Ranks) -> Dataset:
     return data
 
 
+def _needs_every_cpu(device: Device) -> bool:
+    """Would a step wait for the thread whose CPU another process has?
+
+    Of several ranks none may wait alone: they stop together, from their first step on.
+    """
+    return device.type == "cpu" and device.threads > 1 and device.ranks.size == 1
+
+
 def _make(
     run: Run, config: Config, device: Device, space: Space, server: ForkServer, clock: Clock
 ) -> None:
@@ -122,9 +130,7 @@ def _make(
         artifacts = Artifacts(server, model, data, config, device.torch, run.scratch, run.staging)
 
     with clock.stage("train"):
-        # A step waits for each of its threads, and one of them for the CPU that the other process
-        # has. Not where several ranks stop together, which they do from their first step on.
-        if device.type == "cpu" and device.threads > 1 and device.ranks.size == 1:
+        if _needs_every_cpu(device):
             artifacts.wait()
         training = train(
             model,

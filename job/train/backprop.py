@@ -80,7 +80,7 @@ def why_autograd(config: Config, device: torch.device) -> str | None:
 class _Block(nn.Module):
     """What is done with n rows once they are gathered: operations on buffers, in this order.
 
-    A module whose the buffers are, since torch.jit.trace leaves out what only changes others.
+    A module that has them as its own, since of others torch.jit.trace leaves out what changes them.
     """
 
     def __init__(

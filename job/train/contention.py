@@ -6,7 +6,7 @@ from pathlib import Path
 from job.log import WARNING, event
 
 SECONDS = 10.0  # an answer is about so many at least
-SHARE = 0.25
+SHARE = 0.1
 
 
 class Contention:
@@ -21,18 +21,18 @@ class Contention:
         self.said = False
 
     def look(self) -> None:
-        """To be called now and then; warns once, where the threads waited for a quarter of the
-        time since it last looked."""
+        """To be called now and then; warns once, where one of them waited for a tenth of the time
+        since it last looked."""
         seconds = time.monotonic() - self.since
         if self.threads == 1 or self.said or seconds < self.seconds:
             return
         waited = _waited()
-        share = (waited - self.waited) / seconds
+        share = max(now - self.waited.get(thread, 0.0) for thread, now in waited.items()) / seconds
         if share > SHARE:
             event(
                 "busy",
-                f"the {self.threads} threads waited {share:.2f} s of each second for a CPU that "
-                f"others use, and every step waits for the last of them: threads: 1 may be faster",
+                f"one of the {self.threads} threads waited {share:.2f} s of each second for a CPU "
+                f"that others use, and every step waits for the last: threads: 1 may be faster",
                 level=WARNING,
                 threads=self.threads,
                 waited=share,
@@ -41,12 +41,12 @@ class Contention:
         self.since, self.waited = time.monotonic(), waited
 
 
-def _waited() -> float:
-    """Seconds, the threads' added up; 0 where Linux does not count them."""
-    waited = 0
+def _waited() -> dict[str, float]:
+    """Seconds, by thread; 0 where Linux does not count them."""
+    waited = {"": 0.0}
     for thread in Path("/proc/self/task").iterdir():
         try:
-            waited += int((thread / "schedstat").read_text().split()[1])
+            waited[thread.name] = int((thread / "schedstat").read_text().split()[1]) / 1e9
         except (OSError, IndexError):  # it has ended, or there is no such file
             continue
-    return waited / 1e9
+    return waited
