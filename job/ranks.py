@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A process that is gone is noticed at once, by its connection; this is for one that is silent. The
-# others wait as long while the first evaluates, or waits for a lock.
+# A process that is gone is noticed at once, by its connection, but for one time in some 400, where
+# gloo goes on waiting to send to it; this is for that, and for one that is silent. The others wait
+# as long while the first evaluates, or waits for a lock.
 SILENCE = timedelta(minutes=10)
 # And as long while it exports, verifies and publishes.
 PATIENCE = timedelta(days=1)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -270,14 +271,20 @@ def test_a_signal_to_one_process_stops_all_with_the_state_saved(stopped: Path) -
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_job_which_says_why(tmp_path: Path, rank: int) -> None:
-    with torchrun(tmp_path, 2, *LONG, "--run-id", "one") as process:
-        eventually(lambda: checkpointed(tmp_path))
-        os.kill(worker(process, rank), signal.SIGKILL)
-        assert process.wait(timeout=30) == 1
-    entry = termination(tmp_path)
+    # One time in some 400 gloo does not notice, and torchrun kills the other after 30 s, which
+    # then cannot say anything (docs/decisions.md). Twice in a row is something else.
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        with torchrun(folder, 2, *LONG, "--run-id", "one") as process:
+            eventually(partial(checkpointed, folder))
+            os.kill(worker(process, rank), signal.SIGKILL)
+            assert process.wait(timeout=60) == 1
+        if (folder / "termination").exists():
+            break
+    entry = termination(folder)
     assert entry["code"] == 74
     assert "another of the 2 processes is gone" in entry["reason"]
-    assert not (tmp_path / "output" / "latest").exists()
+    assert not (folder / "output" / "latest").exists()
 
 
 # The job itself, with less patience than the ten minutes of a real run.
