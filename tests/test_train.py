@@ -112,11 +112,9 @@ def test_orders_are_drawn_ahead_where_a_cpu_has_nothing_else_to_do(
     cpus: set[int], ahead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: cpus)
-    config = load_config(None, ["data.samples=400"])
-    data = load_data(config.data, 0, 2**40)
-    model = build_model(config, data.training.x, data.training.y)
-    torch.set_num_threads(1)
-    trainer = Trainer(model, data, config, torch.device("cpu"), tmp_path, Ranks())
+    config, data, model = prepared()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    trainer = Trainer(model, data, config, CPU, tmp_path, Ranks())
     assert (trainer.shuffle.thread is not None) == ahead
 
 

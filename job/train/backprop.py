@@ -299,7 +299,6 @@ class DeviceBackpropagation(Backpropagation):
         ranks: Ranks | None = None,
     ) -> None:
         super().__init__(network, x, y, grad_clip, ranks)
-        self.shares: dict[float, Tensor] = {}  # of a batch, that this process takes; there
         # For the loss, which the gradient need not wait for: 2.5 us of a step of 30.
         self.aside = torch.cuda.Stream() if x.is_cuda else None  # type: ignore[no-untyped-call]
 
@@ -319,23 +318,23 @@ class DeviceBackpropagation(Backpropagation):
             torch.cuda.current_stream().wait_stream(self.aside)
         return loss
 
-    def _squared_errors(self, answer: Tensor, y: Tensor, batch: int, delta: Tensor) -> Tensor:
-        """What these rows are of the mean, and its gradient in `delta`."""
-        share = answer.shape[1] / batch
-        if share not in self.shares:
-            self.shares[share] = answer.new_full((), share)
+    def _squared_errors(
+        self, answer: Tensor, y: Tensor, batch: int, share: Tensor, delta: Tensor
+    ) -> Tensor:
+        """What these rows, this `share` () of a batch, are of the mean; its gradient in `delta`."""
         if self.aside is not None:
             self.aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.aside):
             loss = nn.functional.mse_loss(answer, y)
-            if share != 1:
-                loss *= self.shares[share]
-        _aten.mse_loss_backward.grad_input(self.shares[share], answer, y, 1, grad_input=delta)
+            if answer.shape[1] < batch:
+                loss *= share
+        _aten.mse_loss_backward.grad_input(share, answer, y, 1, grad_input=delta)
         return loss
 
     def _loss(self, answer: Tensor, y: Tensor, batch: int, delta: Tensor) -> Operation:
         """What these rows are of the mean (), and its gradient in `delta`."""
-        return partial(self._squared_errors, answer, y, batch, delta)
+        share = answer.new_full((), answer.shape[1] / batch)
+        return partial(self._squared_errors, answer, y, batch, share, delta)
 
     def _recorded(self, block: _Block) -> Callable[[], Tensor]:
         """As it is: a CUDA graph records it."""

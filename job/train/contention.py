@@ -27,7 +27,8 @@ class Contention:
         if self.threads == 1 or self.said or seconds < self.seconds:
             return
         waited = _waited()
-        share = max(now - self.waited.get(thread, 0.0) for thread, now in waited.items()) / seconds
+        longest = max((s - self.waited.get(thread, 0.0) for thread, s in waited.items()), default=0)
+        share = longest / seconds
         if share > SHARE:
             event(
                 "busy",
@@ -42,8 +43,8 @@ class Contention:
 
 
 def _waited() -> dict[str, float]:
-    """Seconds, by thread; 0 where Linux does not count them."""
-    waited = {"": 0.0}
+    """Seconds, by thread; none where Linux does not count them."""
+    waited = {}
     for thread in Path("/proc/self/task").iterdir():
         try:
             waited[thread.name] = int((thread / "schedstat").read_text().split()[1]) / 1e9

@@ -14,12 +14,7 @@ from numpy.typing import NDArray
 from job import torchscript
 from job.verify.battery import Case
 from job.verify.compare import NOISE_LIMIT, TORCH_LIMIT, Comparison, compare
-from job.verify.engines import (
-    Run,
-    engines,
-    load_program,
-    onnx_session,
-)
+from job.verify.engines import Run, engines, load_program, onnx_session
 from job.verify.oracle import Answer, Stage
 from job.verify.reference import Reference
 

@@ -55,7 +55,6 @@ from collections import Counter
 from pathlib import Path
 import numpy as np
 from job.errors import DataError, ExportMismatch
-from job import torchscript
 from job.predict import predict_file
 from job.verify import verify_published
 
