@@ -8,8 +8,10 @@ Shapes: B rows of a batch.
 """
 
 import os
+import pickle
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A process that is gone is noticed at once, by its connection, but for one time in some 400, where
-# gloo goes on waiting to send to it; this is for that, and for one that is silent. The others wait
-# as long while the first evaluates, or waits for a lock.
+# A process that is gone is noticed by its connection; this is for one that is silent. The others
+# wait as long while the first evaluates, or waits for a lock.
 SILENCE = timedelta(minutes=10)
 # And as long while it exports, verifies and publishes.
 PATIENCE = timedelta(days=1)
+# How often one that waits asks whether the process that it watches is gone.
+GLANCE = timedelta(seconds=1)
+FOREVER = timedelta(days=36500)
 
 
 @dataclass
@@ -42,6 +46,8 @@ class Ranks:
     local_size: int = 1
     _agreed_to_stop: bool = field(default=False, init=False)
     _patient: Any = field(default=None, init=False)  # a process group that waits for PATIENCE
+    _gone: str = field(default="", init=False)  # how the process that is watched went
+    _stuck: bool = field(default=False, init=False)  # in an operation that never ends
 
     @property
     def first(self) -> bool:
@@ -109,10 +115,13 @@ class Ranks:
             return make()
         import torch
 
-        said: list[Any] = [make(), interrupt.requested()] if self.first else [None, None]
-        cpu = torch.device("cpu")
-        self._collective(torch.distributed.broadcast_object_list, said, src=0, device=cpu)
-        made, signal = said
+        broadcast = torch.distributed.broadcast
+        said = bytearray(pickle.dumps((make(), interrupt.requested())) if self.first else b"")
+        size = torch.tensor(len(said))
+        self._collective(broadcast, size, src=0)
+        said = said or bytearray(int(size))
+        self._collective(broadcast, torch.frombuffer(said, dtype=torch.uint8), src=0)
+        made, signal = pickle.loads(said)
         self._agree(signal)
         return made  # type: ignore[no-any-return]
 
@@ -125,16 +134,33 @@ class Ranks:
         if self.size > 1:
             import torch
 
-            self._collective(torch.distributed.barrier, group=self._patient)
+            self._collective(torch.distributed.all_reduce, torch.zeros(1), group=self._patient)
 
     def _agree(self, signal: bool) -> None:
         if signal:
             self._agreed_to_stop = True
             interrupt.note()
 
-    def _collective(self, operation: Callable[..., object], *arguments: Any, **named: Any) -> None:
+    def _collective(self, operation: Callable[..., Any], tensor: "Tensor", **named: Any) -> None:
+        with self._losing():
+            work = operation(tensor, async_op=True, **named)
+            while tensor.is_cpu:
+                try:
+                    work.wait(GLANCE)
+                    return
+                except RuntimeError:
+                    if work.is_completed():
+                        raise
+                    if self._gone:
+                        self._stuck = True
+                        raise RuntimeError(self._gone) from None
+            work.wait()  # NCCL watches its connections itself
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Takes what torch.distributed raises for the loss of another process."""
         try:
-            operation(*arguments, **named)
+            yield
         except RuntimeError as error:
             said = (str(error).splitlines() or [""])[0][:200]
             raise ProcessLost(
@@ -181,6 +207,35 @@ def _connect(ranks: Ranks, backend: str) -> None:
     ranks._patient = new_group(backend="gloo", timeout=PATIENCE)
 
 
+def _watch_another(ranks: Ranks) -> None:
+    """Waits in a thread for the farewell of the one before this; it is noted if that never comes.
+
+    The end of one so ends the next, and in the end all. gloo notices by itself, but where it has
+    begun to send when the connection breaks it goes on waiting; what it receives it always ends.
+    """
+    import torch
+
+    before = (ranks.rank - 1) % ranks.size
+    farewell = torch.distributed.irecv(torch.zeros(1), before, ranks._patient)
+
+    def watch() -> None:
+        try:
+            farewell.wait(FOREVER)  # type: ignore[union-attr]
+        except RuntimeError as error:
+            ranks._gone = str(error)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _say_farewell(ranks: Ranks) -> None:
+    import torch
+
+    after = (ranks.rank + 1) % ranks.size
+    with suppress(RuntimeError):  # it has heard enough, and is gone
+        farewell = torch.distributed.isend(torch.zeros(1), after, ranks._patient)
+        farewell.wait(GLANCE)  # type: ignore[union-attr]
+
+
 @contextmanager
 def joined(ranks: Ranks, device_type: str) -> Iterator[None]:
     """Holds the connections between the processes; does nothing for a single one.
@@ -195,8 +250,12 @@ def joined(ranks: Ranks, device_type: str) -> Iterator[None]:
 
     # What is not a gradient goes through gloo on every device.
     backend = "gloo" if device_type == "cpu" else "cpu:gloo,cuda:nccl"
-    ranks._collective(_connect, ranks, backend)
+    with ranks._losing():
+        _connect(ranks, backend)
+        _watch_another(ranks)
     try:
         yield
+        _say_farewell(ranks)
     finally:  # else its threads abort the process at its end
-        torch.distributed.destroy_process_group()
+        if not ranks._stuck:
+            torch.distributed.destroy_process_group()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -271,20 +270,50 @@ def test_a_signal_to_one_process_stops_all_with_the_state_saved(stopped: Path) -
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_job_which_says_why(tmp_path: Path, rank: int) -> None:
-    # One time in some 400 gloo does not notice, and torchrun kills the other after 30 s, which
-    # then cannot say anything (docs/decisions.md). Twice in a row is something else.
-    for folder in (tmp_path / "one", tmp_path / "two"):
-        folder.mkdir()
-        with torchrun(folder, 2, *LONG, "--run-id", "one") as process:
-            eventually(partial(checkpointed, folder))
-            os.kill(worker(process, rank), signal.SIGKILL)
-            assert process.wait(timeout=60) == 1
-        if (folder / "termination").exists():
-            break
-    entry = termination(folder)
+    with torchrun(tmp_path, 2, *LONG, "--run-id", "one") as process:
+        eventually(lambda: checkpointed(tmp_path))
+        os.kill(worker(process, rank), signal.SIGKILL)
+        assert process.wait(timeout=60) == 1
+    entry = termination(tmp_path)
     assert entry["code"] == 74
     assert "another of the 2 processes is gone" in entry["reason"]
-    assert not (folder / "output" / "latest").exists()
+    assert not (tmp_path / "output" / "latest").exists()
+
+
+# The second stops and is killed while the first sends it more than their sockets hold.
+STUCK = """
+import os, signal, socket, threading, time
+import torch
+from job.errors import ProcessLost
+from job.ranks import Ranks, joined
+
+with socket.create_server(("127.0.0.1", 0)) as server:
+    port = server.getsockname()[1]
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2")
+other = os.fork()
+os.environ["RANK"] = "0" if other else "1"
+if not other:
+    with joined(Ranks(1, 2), "cpu"):
+        for size in (2, 2**24):
+            torch.distributed.broadcast(torch.zeros(size), 0, async_op=True)
+        time.sleep(1)  # until the first has heard that it may send
+        os.kill(os.getpid(), signal.SIGSTOP)
+try:
+    with joined(ranks := Ranks(0, 2), "cpu"):
+        os.waitpid(other, os.WUNTRACED)
+        threading.Timer(1, os.kill, (other, signal.SIGKILL)).start()
+        ranks.from_first(lambda: bytes(2**26))
+except ProcessLost:
+    os._exit(74)
+"""
+
+
+def test_a_process_that_is_sending_to_one_that_is_killed_ends_too(tmp_path: Path) -> None:
+    """gloo itself does not end a send that had begun when the connection broke."""
+    (tmp_path / "stuck.py").write_text(STUCK)
+    process = [sys.executable, str(tmp_path / "stuck.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(process, env=environment, timeout=120, check=False).returncode == 74
 
 
 # The job itself, with less patience than the ten minutes of a real run.
