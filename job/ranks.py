@@ -31,7 +31,7 @@ T = TypeVar("T")
 SILENCE = timedelta(minutes=10)
 # And as long while it exports, verifies and publishes.
 PATIENCE = timedelta(days=1)
-# How often one that waits asks whether the process that it watches is gone.
+# One that waits looks this often whether the process that it watches is gone.
 GLANCE = timedelta(seconds=1)
 FOREVER = timedelta(days=36500)
 
@@ -144,17 +144,22 @@ class Ranks:
     def _collective(self, operation: Callable[..., Any], tensor: "Tensor", **named: Any) -> None:
         with self._losing():
             work = operation(tensor, async_op=True, **named)
-            while tensor.is_cpu:
-                try:
-                    work.wait(GLANCE)
-                    return
-                except RuntimeError:
-                    if work.is_completed():
-                        raise
-                    if self._gone:
-                        self._stuck = True
-                        raise RuntimeError(self._gone) from None
-            work.wait()  # NCCL watches its connections itself
+            if tensor.is_cpu:
+                self._wait(work)
+            else:
+                work.wait()  # NCCL watches its connections itself
+
+    def _wait(self, work: Any) -> None:
+        while True:
+            try:
+                work.wait(GLANCE)
+                return
+            except RuntimeError:
+                if work.is_completed():
+                    raise
+                if self._gone:
+                    self._stuck = True
+                    raise RuntimeError(self._gone) from None
 
     @contextmanager
     def _losing(self) -> Iterator[None]:
@@ -207,33 +212,37 @@ def _connect(ranks: Ranks, backend: str) -> None:
     ranks._patient = new_group(backend="gloo", timeout=PATIENCE)
 
 
-def _watch_another(ranks: Ranks) -> None:
-    """Waits in a thread for the farewell of the one before this; it is noted if that never comes.
+def _watch_another(ranks: Ranks) -> Any:
+    """Waits in a thread for the farewell of the process before this one; notes that it is gone
+    without. The end of one so ends the next, and in the end all.
 
-    The end of one so ends the next, and in the end all. gloo notices by itself, but where it has
-    begun to send when the connection breaks it goes on waiting; what it receives it always ends.
+    gloo notices by itself, but where it has begun to send when the connection breaks it goes on
+    waiting; what it receives it always ends. Returns the process group in which to say farewell,
+    used for nothing else: its connections stay open while the thread waits.
     """
-    import torch
+    from torch import zeros
+    from torch.distributed import irecv, new_group
 
-    before = (ranks.rank - 1) % ranks.size
-    farewell = torch.distributed.irecv(torch.zeros(1), before, ranks._patient)
+    group = new_group(backend="gloo", timeout=SILENCE)
+    farewell: Any = irecv(zeros(1), (ranks.rank - 1) % ranks.size, group)
 
     def watch() -> None:
         try:
-            farewell.wait(FOREVER)  # type: ignore[union-attr]
+            farewell.wait(FOREVER)
         except RuntimeError as error:
             ranks._gone = str(error)
 
     threading.Thread(target=watch, daemon=True).start()
+    return group
 
 
-def _say_farewell(ranks: Ranks) -> None:
-    import torch
+def _say_farewell(ranks: Ranks, group: Any) -> None:
+    from torch import zeros
+    from torch.distributed import isend
 
-    after = (ranks.rank + 1) % ranks.size
-    with suppress(RuntimeError):  # it has heard enough, and is gone
-        farewell = torch.distributed.isend(torch.zeros(1), after, ranks._patient)
-        farewell.wait(GLANCE)  # type: ignore[union-attr]
+    with suppress(RuntimeError):  # the one after this has heard enough, and is gone
+        farewell: Any = isend(zeros(1), (ranks.rank + 1) % ranks.size, group)
+        farewell.wait(GLANCE)
 
 
 @contextmanager
@@ -252,10 +261,11 @@ def joined(ranks: Ranks, device_type: str) -> Iterator[None]:
     backend = "gloo" if device_type == "cpu" else "cpu:gloo,cuda:nccl"
     with ranks._losing():
         _connect(ranks, backend)
-        _watch_another(ranks)
+        group = _watch_another(ranks)
     try:
         yield
-        _say_farewell(ranks)
+        _say_farewell(ranks, group)
     finally:  # else its threads abort the process at its end
+        ranks._patient = None
         if not ranks._stuck:
             torch.distributed.destroy_process_group()
