@@ -8,12 +8,13 @@ Shapes: B rows of a batch.
 """
 
 import os
-import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from job import interrupt
@@ -115,13 +116,13 @@ class Ranks:
             return make()
         import torch
 
-        broadcast = torch.distributed.broadcast
-        said = bytearray(pickle.dumps((make(), interrupt.requested())) if self.first else b"")
-        size = torch.tensor(len(said))
-        self._collective(broadcast, size, src=0)
-        said = said or bytearray(int(size))
-        self._collective(broadcast, torch.frombuffer(said, dtype=torch.uint8), src=0)
-        made, signal = pickle.loads(said)
+        said: list[Any] = [make(), interrupt.requested()] if self.first else [None, None]
+        broadcast = partial(torch.distributed.broadcast_object_list, said, src=0)
+        with self._losing():
+            # torch has no form of it that returns before it is done.
+            done = ThreadPoolExecutor(1).submit(broadcast, device=torch.device("cpu"))
+            self._wait(partial(done.result, GLANCE.total_seconds()), done.done)
+        made, signal = said
         self._agree(signal)
         return made  # type: ignore[no-any-return]
 
@@ -145,19 +146,20 @@ class Ranks:
         with self._losing():
             work = operation(tensor, async_op=True, **named)
             if tensor.is_cpu:
-                self._wait(work)
+                self._wait(partial(work.wait, GLANCE), work.is_completed)
             else:
                 work.wait()  # NCCL watches its connections itself
 
-    def _wait(self, work: Any) -> None:
+    def _wait(self, for_a_glance: Callable[[], object], done: Callable[[], bool]) -> None:
         while True:
+            over = done()  # then this wait tells how it ended; else it may only be out of time
             try:
-                work.wait(GLANCE)
+                for_a_glance()
                 return
-            except RuntimeError:
-                if work.is_completed():
+            except (RuntimeError, TimeoutError):
+                if over:
                     raise
-                if self._gone:
+                if self._gone and not done():
                     self._stuck = True
                     raise RuntimeError(self._gone) from None
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -315,6 +316,18 @@ def test_a_process_that_is_sending_to_one_that_is_killed_ends_too(tmp_path: Path
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(process, env=environment, timeout=120, check=False)
     assert done.returncode == signal.SIGKILL  # what the other was ended by
+
+
+def test_what_ends_while_a_wait_for_it_runs_out_of_time_has_not_failed() -> None:
+    spoken = Future[None]()
+
+    def late() -> None:
+        if not spoken.done():
+            spoken.set_result(None)
+            raise TimeoutError
+        spoken.result()
+
+    Ranks(0, 2)._wait(late, spoken.done)
 
 
 # The job itself, with less patience than the ten minutes of a real run.
