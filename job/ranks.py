@@ -267,7 +267,8 @@ def joined(ranks: Ranks, device_type: str) -> Iterator[None]:
     try:
         yield
         _say_farewell(ranks, group)
-    finally:  # else its threads abort the process at its end
-        ranks._patient = None
-        if not ranks._stuck:
+    finally:
+        ranks._patient = None  # a group that is held keeps its connections open
+        if not ranks._stuck:  # it would wait for the operation
+            # Else its threads abort the process at its end.
             torch.distributed.destroy_process_group()

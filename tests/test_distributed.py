@@ -135,7 +135,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("--output", str(folder), "--run-id", "one")
     done = subprocess.run(
         [sys.executable, str(folder / "one.py"), "train", *KEYS, *options],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **OF_ONE},
+        env=environment(**OF_ONE),
         capture_output=True,
         text=True,
         check=False,
@@ -232,7 +232,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases = json.dumps([[*KEYS, *keys] for keys in CASES.values()])
     subprocess.run(
         [sys.executable, str(folder / "curves.py"), str(folder), cases],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         check=True,
         timeout=300,
     )
@@ -274,7 +274,7 @@ def test_a_killed_process_ends_the_job_which_says_why(tmp_path: Path, rank: int)
     with torchrun(tmp_path, 2, *LONG, "--run-id", "one") as process:
         eventually(lambda: checkpointed(tmp_path))
         os.kill(worker(process, rank), signal.SIGKILL)
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=30) == 1
     entry = termination(tmp_path)
     assert entry["code"] == 74
     assert "another of the 2 processes is gone" in entry["reason"]
@@ -313,8 +313,7 @@ def test_a_process_that_is_sending_to_one_that_is_killed_ends_too(tmp_path: Path
     """gloo itself does not end a send that had begun when the connection broke."""
     (tmp_path / "stuck.py").write_text(STUCK)
     process = [sys.executable, str(tmp_path / "stuck.py")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(process, env=environment, timeout=120, check=False)
+    done = subprocess.run(process, env=environment(), timeout=120, check=False)
     assert done.returncode == signal.SIGKILL  # what the other was ended by
 
 
