@@ -303,15 +303,24 @@ try:
     with joined(ranks := Ranks(0, 2), "cpu"):
         os.waitpid(other, os.WUNTRACED)
         threading.Timer(1, os.kill, (other, signal.SIGKILL)).start()
-        ranks.from_first(lambda: bytes(2**26))
+        SEND
 except ProcessLost:
     os._exit(os.WTERMSIG(os.waitpid(other, 0)[1]))
 """
 
 
-def test_a_process_that_is_sending_to_one_that_is_killed_ends_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "send",
+    [
+        "ranks.from_first(lambda: bytes(2**26))",
+        "for n in (2, 2**24): ranks._collective(torch.distributed.broadcast, torch.ones(n), src=0)",
+    ],
+)
+def test_a_process_that_is_sending_to_one_that_is_killed_ends_too(
+    send: str, tmp_path: Path
+) -> None:
     """gloo itself does not end a send that had begun when the connection broke."""
-    (tmp_path / "stuck.py").write_text(STUCK)
+    (tmp_path / "stuck.py").write_text(STUCK.replace("SEND", send))
     process = [sys.executable, str(tmp_path / "stuck.py")]
     done = subprocess.run(process, env=environment(), timeout=120, check=False)
     assert done.returncode == signal.SIGKILL  # what the other was ended by
